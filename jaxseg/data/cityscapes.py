@@ -1,0 +1,188 @@
+"""Cityscapes, fine annotations: the official folders, or the official archives as they were downloaded.
+
+M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxseg.data.images import member, read_pair
+from jaxseg.data.labels import CITYSCAPES_MAPPING, STREET_CLASSES, LabelMapping
+from jaxseg.data.source import (
+    Item,
+    PublishedTotals,
+    data_folder,
+    file_facts,
+    fingerprint,
+    missing_split,
+    paired,
+)
+from jaxseg.errors import UserError
+from jaxseg.types import IGNORE_LABEL, ClassTable
+
+_SPLITS = ("train", "val", "test")
+_PHOTO = ("leftImg8bit", "_leftImg8bit.png")
+_MASK = ("gtFine", "_gtFine_labelIds.png")
+
+_LAST_TRAIN_ID = 18
+_PUBLISHED_TRAIN = (1306362141, 2036416525, 1260636120, 459059194, 74789586, 879783988, 221979646)
+_PUBLISHED_VAL = (224209172, 345264442, 201005428, 74574583, 13889020, 158868008, 30765347)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cityscapes:
+    """The source. `data_dir` None takes the environment variable CITYSCAPES_DATASET.
+
+    With `halves`, `val` and `test` are the report's halves of the official val split; without, they are
+    the official ones (whose test annotations are not public).
+    """
+
+    data_dir: str | Path | None = None
+    halves: bool = True
+
+    def __post_init__(self) -> None:
+        # Settled here, so that worker processes read what this one read.
+        data_dir = self.data_dir or os.environ.get("CITYSCAPES_DATASET")
+        data_folder(data_dir, self.name, "leftImg8bit/ and gtFine/, or their zip archives")
+        object.__setattr__(self, "data_dir", str(data_dir))
+
+    @property
+    def name(self) -> str:
+        """`cityscapes`."""
+        return "cityscapes"
+
+    @property
+    def classes(self) -> ClassTable:
+        """The recipe's seven."""
+        return STREET_CLASSES
+
+    @property
+    def mapping(self) -> LabelMapping:
+        """labelIds -> the seven classes."""
+        return CITYSCAPES_MAPPING
+
+    def items(self, split: str) -> Sequence[Item]:
+        """The pairs of a split, sorted by name (city_sequence_frame)."""
+        if split not in _SPLITS:
+            raise missing_split(self._folder, self.name, split, _SPLITS)
+        if not self.halves or split == "train":
+            return self._official(split)
+        return _half(self._official("val"), split)
+
+    def fingerprint(self, split: str) -> str:
+        """Over names, sizes and times of the split's files (of members of an archive: their checksums)."""
+        archived: dict[str, tuple[str, int, int]] = {}
+        for kind in (_PHOTO, _MASK):
+            if self._is_archive(kind[0]):
+                archived |= self._members(kind, split)
+        locations = (location for item in self.items(split) for location in (item.image, item.label))
+        return fingerprint(archived[x] if x in archived else file_facts(self._folder, x) for x in locations)
+
+    def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        """(image [H, W, 3] uint8, label [H, W] uint8), source size."""
+        mend = "Cityscapes masks are *_gtFine_labelIds.png (ids 0..33)"
+        return read_pair(item, self.mapping, mend=mend, check_ids=_refuse_train_ids)
+
+    def check_split(self, split: str, pixels: Sequence[int]) -> None:
+        """Raises UserError for trainIds without void, and for annotations that are withheld.
+
+        trainIds end at 18, labelIds of vehicle, person, vegetation and sky begin at 21: a split of
+        street photos without any of these four holds trainIds.
+        """
+        if not sum(pixels):
+            raise UserError(
+                f"{self._folder}: all pixels of {self.name}'s {split} split are void; the official test "
+                "annotations are not public, use dataset.options.halves=True or the val split"
+            )
+        if not any(pixels[self.classes.names.index(c)] for c in ("vehicle", "person", "vegetation", "sky")):
+            raise _train_ids_error(f"{self._folder} ({split} split)")
+
+    def published_totals(self, split: str) -> PublishedTotals | None:
+        """Those of the report that the recipe is from."""
+        if split == "train":
+            return PublishedTotals(_PUBLISHED_TRAIN, ("train",), "the Cityscapes report")
+        if self.halves:
+            return PublishedTotals(_PUBLISHED_VAL, ("val", "test"), "the Cityscapes report")
+        if split == "val":
+            return PublishedTotals(_PUBLISHED_VAL, ("val",), "the Cityscapes report")
+        return None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.data_dir)).expanduser()
+
+    def _official(self, split: str) -> list[Item]:
+        photos, masks = self._listing(_PHOTO, split), self._listing(_MASK, split)
+        if not photos and not masks:
+            known = [s for s in _SPLITS if self._listing(_PHOTO, s)]
+            raise missing_split(self._folder, self.name, split, known)
+        homes = (self._home(kind) for kind in (_PHOTO[0], _MASK[0]))
+        return paired(photos, masks, *homes)
+
+    def _listing(self, kind: tuple[str, str], split: str) -> dict[str, str]:
+        """city_sequence_frame -> location of all photos, or masks, of an official split."""
+        folder, suffix = kind
+        if self._is_archive(folder):
+            locations = list(self._members(kind, split))
+        else:
+            if not (self._folder / folder).is_dir():
+                raise UserError(
+                    f"{self._folder} has neither {folder}/ nor {folder}_trainvaltest.zip; "
+                    "put the official download there"
+                )
+            locations = [str(p) for p in (self._folder / folder / split).glob(f"*/*{suffix}")]
+        return {location.rsplit("/", 1)[1].removesuffix(suffix): location for location in locations}
+
+    def _members(self, kind: tuple[str, str], split: str) -> dict[str, tuple[str, int, int]]:
+        """Location -> (name, size, checksum) of an archive's photos, or masks, of an official split."""
+        folder, suffix = kind
+        splits = ("val",) if self.halves and split != "train" else (split,)
+        starts = tuple(f"{folder}/{s}/" for s in splits)
+        try:
+            with zipfile.ZipFile(self._archive(folder)) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, OSError) as e:
+            raise UserError(f"{self._archive(folder)}: can't be read ({e}); download it again") from None
+        return {
+            member(self._archive(folder), e.filename): (e.filename, e.file_size, e.CRC)
+            for e in entries
+            if e.filename.startswith(starts) and e.filename.endswith(suffix)
+        }
+
+    def _archive(self, folder: str) -> Path:
+        return self._folder / f"{folder}_trainvaltest.zip"
+
+    def _is_archive(self, folder: str) -> bool:
+        return not (self._folder / folder).is_dir() and self._archive(folder).is_file()
+
+    def _home(self, folder: str) -> str:
+        return str(self._archive(folder) if self._is_archive(folder) else self._folder / folder)
+
+
+def _half(items: Sequence[Item], split: str) -> list[Item]:
+    """The report's halves, which scikit-learn's train_test_split(test_size=0.5, random_state=42) gave."""
+    order = np.random.RandomState(42).permutation(len(items))
+    middle = (len(items) + 1) // 2
+    chosen = order[:middle] if split == "val" else order[middle:]
+    return [items[i] for i in sorted(chosen)]
+
+
+def _refuse_train_ids(ids_hw: np.ndarray, where: str) -> None:
+    """labelIds have no 255; trainIds are 0..18 and 255."""
+    labelled = ids_hw[ids_hw != IGNORE_LABEL]
+    if labelled.size < ids_hw.size and (not labelled.size or labelled.max() <= _LAST_TRAIN_ID):
+        raise _train_ids_error(where)
+
+
+def _train_ids_error(where: str) -> UserError:
+    return UserError(
+        f"{where}: the masks hold trainIds (0..18 and 255), not labelIds; use the official "
+        "*_gtFine_labelIds.png files"
+    )

@@ -1,0 +1,158 @@
+"""Records to batches, with grain.
+
+Training reads source -> seeded shuffle -> repeat -> one key an example -> batch, all random access: batch n
+is a function of n, so the position in the data is the step, and nothing else needs saving. The key is
+folded from (seed, epoch, example), so neither workers nor devices nor hosts change it.
+The last stage, in the process that owns the devices, turns keys and bytes into augmented device arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxseg.types import IGNORE_LABEL, MAX_REGIONS, Batch, HostBatch
+
+
+class RandomAccessRecords(Protocol):
+    """What `data.records` offers: `records[i]` is a dict of image, label, boxes, example_id."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How much of the host reading may use. None of it changes what is read."""
+
+    workers: int = 0
+    """Processes beside this one; 0 reads in threads here, which is enough below about 2,000 images/s."""
+    threads: int = 2
+    buffer: int = 4
+    """Batches that are read ahead."""
+
+
+def train_batches(
+    records: RandomAccessRecords,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    void_class: int | None,
+    reading: Reading,
+) -> Iterator[HostBatch]:
+    """An endless stream of batches from step `start_step` on; batches run across the ends of epochs.
+
+    Each epoch is a new permutation, in which each example stands once. `void_class` replaces
+    IGNORE_LABEL (None keeps it).
+    """
+    prepare = _TrainExample(seed, len(records), void_class)
+    dataset: Any = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
+    dataset = dataset.map_with_index(prepare).batch(batch_size, batch_fn=_stack)
+    # Cut after the keys were made: cut before, they would be those of other positions.
+    dataset = dataset.slice(slice(start_step, None))
+    return iter(_read(dataset, reading))
+
+
+def eval_batches(
+    records: RandomAccessRecords, *, batch_size: int, void_class: int | None, reading: Reading
+) -> Iterable[HostBatch]:
+    """Every example once, in order; the last batch is filled up with all-void images that count nowhere."""
+    prepare = _EvalExample(void_class)
+    dataset: Any = grain.MapDataset.source(records).map(prepare)
+    dataset = dataset.batch(batch_size, drop_remainder=False, batch_fn=_stack)
+    for batch in _read(dataset, dataclasses.replace(reading, workers=0)):
+        yield _padded(batch, batch_size)
+
+
+def to_device(
+    batches: Iterable[HostBatch],
+    *,
+    place: Callable[[HostBatch], Any],
+    augment: Callable[..., Batch],
+    ahead: int = 1,
+) -> Iterator[Batch]:
+    """Placed and augmented batches; `ahead` of them are already on their way while one is used."""
+    waiting: deque[Batch] = deque()
+    for batch in batches:
+        waiting.append(augment(*place(batch)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def example_key(seed: int, epoch: int, example_id: int) -> np.ndarray:
+    """[2] uint32, the data of a jax.random key: a function of (seed, epoch, example) alone.
+
+    In NumPy (SeedSequence), since JAX in worker processes starts slowly and takes device memory.
+    """
+    return np.random.SeedSequence((seed, epoch, example_id)).generate_state(2, np.uint32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    seed: int
+    count: int
+    void_class: int | None
+
+    def __call__(self, index: int, record: dict[str, Any]) -> HostBatch:
+        example_id = int(record["example_id"])
+        key = example_key(self.seed, index // self.count, example_id)
+        return _example(record, self.void_class, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    void_class: int | None
+
+    def __call__(self, record: dict[str, Any]) -> HostBatch:
+        return _example(record, self.void_class, np.zeros(2, np.uint32))
+
+
+def _example(record: dict[str, Any], void_class: int | None, key: np.ndarray) -> HostBatch:
+    label = record["label"]
+    if void_class is not None:
+        label = np.where(label == IGNORE_LABEL, np.uint8(void_class), label)
+    example_id = np.asarray(record["example_id"], np.int32)
+    return HostBatch(record["image"], label, np.asarray(record["boxes"], np.int32), key, example_id)
+
+
+def _stack(examples: Sequence[HostBatch]) -> HostBatch:
+    return HostBatch(*(np.stack(arrays) for arrays in zip(*examples, strict=True)))
+
+
+def _padded(batch: HostBatch, batch_size: int) -> HostBatch:
+    missing = batch_size - len(batch.label)
+    if not missing:
+        return batch
+    h, w = batch.label.shape[1:]
+    filler = HostBatch(
+        image=np.zeros((missing, h, w, 3), np.uint8),
+        label=np.full((missing, h, w), IGNORE_LABEL, np.uint8),
+        boxes=np.zeros((missing, MAX_REGIONS, 4), np.int32),
+        key=np.zeros((missing, 2), np.uint32),
+        example_id=np.full(missing, -1, np.int32),
+    )
+    return HostBatch(*(np.concatenate(pair) for pair in zip(batch, filler, strict=True)))
+
+
+def _read(dataset: Any, reading: Reading) -> Any:
+    options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.buffer)
+    stream = dataset.to_iter_dataset(options)
+    if reading.workers:
+        # grain's workers read absl flags, which a notebook or a test has not parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=reading.workers, per_worker_buffer_size=max(1, reading.buffer // reading.workers)
+            )
+        )
+    return stream

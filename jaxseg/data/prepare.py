@@ -1,0 +1,310 @@
+"""Sources to records, once: read, check, resize, write, count.
+
+A split is written to a folder of its own, whose name has a fingerprint of all that it depends on. It is built
+beside, under a lock, and renamed at the end: where the folder is, it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxseg.data.examples import Example, make_example
+from jaxseg.data.labels import classes_hash
+from jaxseg.data.records import MANIFEST, Manifest
+from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source
+from jaxseg.errors import UserError
+from jaxseg.types import IGNORE_LABEL
+
+__all__ = ["Manifest", "find_prepared", "prepare_split"]
+
+_VERSION = 1
+"""Part of the fingerprint: raised when the same source would give other records."""
+
+_ITEMS_PER_WORKER = 128
+"""A worker takes a second or two to start, as long as about this many small pairs."""
+
+
+def prepare_split(
+    source: Source,
+    split: str,
+    image_size: tuple[int, int],
+    prepared_dir: Path,
+    *,
+    region_class: str | None = "person",
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> Path:
+    """The folder of the split's records at `image_size` (height, width), written now if it is not there.
+
+    `region_class` names the class whose regions get boxes; None, or one that the source does not have, finds
+    none. `workers` processes read (default: all cores, fewer for a small split; 1 reads in this process).
+    Two processes may prepare the same at once: the second waits. Raises UserError for the first broken pair.
+    """
+    plan = _plan(source, split, image_size, Path(prepared_dir), region_class)
+    if _is_ready(plan.directory):
+        return plan.directory
+    with _locked(plan.directory):
+        if not _is_ready(plan.directory):
+            _build(plan, workers, show_progress)
+    _compare_totals(plan, Path(prepared_dir))
+    return plan.directory
+
+
+def find_prepared(
+    source: Source,
+    split: str,
+    image_size: tuple[int, int],
+    prepared_dir: Path,
+    *,
+    region_class: str | None = "person",
+) -> Path | None:
+    """The folder that `prepare_split` would give, if it is there already and the source has not changed."""
+    directory = _plan(source, split, image_size, Path(prepared_dir), region_class).directory
+    return directory if _is_ready(directory) else None
+
+
+class _Plan(NamedTuple):
+    source: Source
+    split: str
+    size: tuple[int, int]
+    region_class: str | None
+    items: Sequence[Item]
+    source_fingerprint: str
+    directory: Path
+
+
+def _plan(
+    source: Source, split: str, image_size: tuple[int, int], prepared_dir: Path, region_class: str | None
+) -> _Plan:
+    height, width = image_size
+    if region_class not in source.classes.names:
+        region_class = None
+    items = source.items(split)
+    fingerprint = source.fingerprint(split)
+    facts = [_VERSION, fingerprint, source.mapping.hash, source.classes.names, source.classes.palette]
+    facts += [height, width, region_class]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    directory = prepared_dir / source.name / f"{split}-{height}x{width}-{digest}"
+    return _Plan(source, split, (height, width), region_class, items, fingerprint, directory)
+
+
+def _is_ready(directory: Path) -> bool:
+    return (directory / MANIFEST).is_file()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system releases when the process ends, however it does."""
+    import fcntl
+
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # Never removed: a file that somebody waits for must stay the one that the next one opens.
+        lock = (directory.parent / f".{directory.name}.lock").open("w")
+    except OSError as e:
+        raise UserError(
+            f"{directory.parent} can't be written to ({e.strerror}); set dataset.prepared_dir or JAXSEG_CACHE"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"jaxseg: another process is preparing {directory}; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(plan: _Plan, workers: int | None, show_progress: bool) -> None:
+    """Writes records and manifest beside, then renames. Leaves nothing behind when it fails."""
+    from jaxseg.data.builder import write_records
+
+    _check_names(plan)
+    building = plan.directory.parent / f".{plan.directory.name}.building"
+    # What a killed process left; the lock says that nobody is at work on it.
+    shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(plan.directory, ignore_errors=True)
+    building.mkdir()
+    tally = _Tally()
+    keep = plan.split != "train"
+    try:
+        with contextlib.closing(_examples(plan, keep, workers, show_progress)) as examples:
+            write_records(
+                building, plan.split, plan.size, tally.over(examples), len(plan.items), sources=keep
+            )
+        manifest = tally.manifest(plan)
+        if isinstance(plan.source, ChecksSplit):
+            plan.source.check_split(plan.split, manifest.source_pixels)
+        manifest.save(building)
+        building.rename(plan.directory)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{building.parent}: {e.strerror}; make room, or set dataset.prepared_dir") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _check_names(plan: _Plan) -> None:
+    if not plan.items:
+        raise UserError(f"{plan.source.name} has no images in its {plan.split} split; add some")
+    seen: set[str] = set()
+    for item in plan.items:
+        if item.example_id in seen:
+            raise UserError(
+                f"{plan.source.name} has {item.example_id} twice in its {plan.split} split; remove one"
+            )
+        seen.add(item.example_id)
+
+
+class _Tally:
+    """What the manifest adds up while the examples pass by."""
+
+    def __init__(self) -> None:
+        self._pixels = np.zeros(256, np.int64)
+        self._source_pixels = np.zeros(256, np.int64)
+        self._regions: list[int] = []
+        self._content = hashlib.sha256()
+
+    def over(self, examples: Iterator[Example]) -> Iterator[Example]:
+        for example in examples:
+            self._pixels += example.pixels
+            self._source_pixels += example.source_pixels
+            self._regions.append(example.region_count)
+            self._content.update(example.digest)
+            yield example
+
+    def manifest(self, plan: _Plan) -> Manifest:
+        classes = plan.source.classes
+        count = len(classes.names)
+        return Manifest(
+            source=plan.source.name,
+            split=plan.split,
+            image_size=plan.size,
+            classes=classes,
+            classes_hash=classes_hash(classes),
+            mapping_hash=plan.source.mapping.hash,
+            source_fingerprint=plan.source_fingerprint,
+            region_class=plan.region_class,
+            pixels=tuple(self._pixels[:count].tolist()),
+            void_pixels=int(self._pixels[IGNORE_LABEL]),
+            source_pixels=tuple(self._source_pixels[:count].tolist()),
+            source_void_pixels=int(self._source_pixels[IGNORE_LABEL]),
+            content_hash=self._content.hexdigest(),
+            example_ids=tuple(item.example_id for item in plan.items),
+            region_counts=tuple(self._regions),
+        )
+
+
+def _examples(
+    plan: _Plan, keep: bool, workers: int | None, show_progress: bool
+) -> Generator[Example, None, None]:
+    """The examples in order, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    names = plan.source.classes.names
+    region_class = None if plan.region_class is None else names.index(plan.region_class)
+    calls = ((plan.source, item, plan.size, region_class, keep) for item in plan.items)
+    if workers is None:
+        workers = min(_cores(), math.ceil(len(plan.items) / _ITEMS_PER_WORKER)) if _can_spawn() else 1
+    made = _pooled(calls, workers) if workers > 1 else itertools.starmap(make_example, calls)
+    bar = tqdm(
+        made,
+        desc=f"preparing {plan.source.name} {plan.split}",
+        total=len(plan.items),
+        unit=" images",
+        disable=None if show_progress else True,
+    )
+    with contextlib.closing(bar):
+        yield from bar
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _can_spawn() -> bool:
+    """A worker imports the main program anew, which it can't where that came through a pipe."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return file is None or Path(file).exists()
+
+
+def _pooled(calls: Iterator[tuple], workers: int) -> Iterator[Example]:
+    """`make_example` over the calls, in order, in processes; only a few results wait at a time."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    # Spawned, not forked: this process may run JAX, whose threads a fork would cut off.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        waiting = deque(pool.submit(make_example, *call) for call in itertools.islice(calls, 4 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(make_example, *call) for call in itertools.islice(calls, 1))
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that prepares data died: out of memory, or the calling script lacks "
+            "`if __name__ == '__main__':`; free memory or add it, or use prepare_split(workers=1)"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle; a worker ends with its parent, even where that is killed."""
+    import multiprocessing
+    import signal
+    import threading
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _compare_totals(plan: _Plan, prepared_dir: Path) -> None:
+    """Prints the pixels of each class at source size, void as background, beside published ones."""
+    if not isinstance(plan.source, HasPublishedTotals):
+        return
+    totals = plan.source.published_totals(plan.split)
+    if totals is None:
+        return
+    ours = np.zeros(len(totals.pixels), np.int64)
+    for split in totals.splits:
+        directory = find_prepared(plan.source, split, plan.size, prepared_dir, region_class=plan.region_class)
+        if directory is None:
+            print(
+                f"{plan.source.name}: the published totals are of {' + '.join(totals.splits)}; "
+                f"prepare {split} too"
+            )
+            return
+        manifest = Manifest.load(directory)
+        ours += manifest.source_pixels
+        ours[plan.source.classes.names.index("background")] += manifest.source_void_pixels
+    print(f"{plan.source.name} {' + '.join(totals.splits)}, pixels at source size, void as background:")
+    print(f"  {'class':<12}{'here':>16}{totals.origin:>26}")
+    for name, mine, theirs in zip(plan.source.classes.names, ours, totals.pixels, strict=True):
+        print(f"  {name:<12}{mine:>16,}{theirs:>26,}{'' if mine == theirs else '  differs'}")
+    agree = tuple(ours.tolist()) == totals.pixels
+    print("  the totals agree" if agree else "  the totals DIFFER: another mapping, or other images")

@@ -1,0 +1,144 @@
+"""Prepared records on disk: the manifest of a split, and random access to its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxseg.errors import UserError
+from jaxseg.types import ClassTable
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a prepared split holds. Written after the records: where it is, they are whole."""
+
+    source: str
+    split: str
+    image_size: tuple[int, int]
+    """(height, width) of the records."""
+    classes: ClassTable
+    classes_hash: str
+    mapping_hash: str
+    source_fingerprint: str
+    region_class: str | None
+    """The class whose connected components the boxes are."""
+    pixels: tuple[int, ...]
+    """Of each class, over the split, at the training size; void not counted."""
+    void_pixels: int
+    source_pixels: tuple[int, ...]
+    """The same at source size."""
+    source_void_pixels: int
+    content_hash: str
+    """sha256 over the arrays of all records, in order."""
+    example_ids: tuple[str, ...]
+    """The source's name of record i."""
+    region_counts: tuple[int, ...]
+    """How many regions image i has; its boxes are the MAX_REGIONS largest."""
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return len(self.example_ids)
+
+    def save(self, directory: Path) -> None:
+        """Writes it beside the records."""
+        (directory / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Reads it. Raises UserError where there is none, or not one of this version."""
+        file = directory / MANIFEST
+        try:
+            values: dict[str, Any] = json.loads(file.read_text())
+            table = values.pop("classes")
+            palette = tuple((int(r), int(g), int(b)) for r, g, b in table["palette"])
+            others: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(classes=ClassTable(tuple(table["names"]), palette), **others)
+        except FileNotFoundError:
+            raise UserError(f"{directory} holds no prepared data; run `jaxseg prepare`") from None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{file} can't be read ({e}); remove {directory} and run `jaxseg prepare`"
+            ) from None
+
+
+def open_records(directory: Path) -> Records:
+    """The records that `prepare_split` wrote to `directory`. Raises UserError where they are not there."""
+    directory = Path(directory)
+    return Records(directory, Manifest.load(directory))
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Random access: `records[i]` is example i of the split. Can be sent to other processes.
+
+    The files are what TFDS wrote and reads (`tfds.builder_from_directory(directory).as_data_source("all")`),
+    which would decode the labels at source size along with every example.
+    """
+
+    directory: Path
+    manifest: Manifest = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """`image` [H, W, 3] uint8, `label` [H, W] uint8, `boxes` [MAX_REGIONS, 4] int32, `example_id` int32.
+
+        The arrays are read-only views of what was read.
+        """
+        features = self._features(index)
+        size = self.manifest.image_size
+        return {
+            "image": np.frombuffer(_bytes(features, "image"), np.uint8).reshape(*size, 3),
+            "label": np.frombuffer(_bytes(features, "label"), np.uint8).reshape(size),
+            "boxes": np.frombuffer(_bytes(features, "boxes"), np.int32).reshape(-1, 4),
+            "example_id": np.int32(features["example_id"].int64_list.value[0]),
+        }
+
+    def source_label(self, index: int) -> np.ndarray:
+        """[H, W] uint8 label at source size. Raises UserError for train, which has none."""
+        features = self._features(index)
+        if "source_label" not in features:
+            raise UserError(f"{self.directory} has no labels at source size; val and test have")
+        from jaxseg.data.images import decode_label
+
+        return decode_label(_bytes(features, "source_label"))
+
+    def __reduce__(self) -> tuple[Callable[[Path], Records], tuple[Path]]:
+        """Sent as its place: open files stay in their process."""
+        return open_records, (self.directory,)
+
+    def _features(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        example, reader = self._reader
+        return example.FromString(reader[int(index)]).features.feature
+
+    @cached_property
+    def _reader(self) -> tuple[Any, Any]:
+        """(protobuf class of a tf.train.Example, source of serialised records)."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        files = sorted(str(f) for f in self.directory.glob("*.array_record-*"))
+        reader = ArrayRecordDataSource(files) if files else []
+        if len(reader) != len(self):
+            raise UserError(
+                f"{self.directory} has {len(reader)} records where its manifest counts {len(self)}; "
+                "remove it and run `jaxseg prepare`"
+            )
+        return tf_example_pb2.Example, reader
+
+
+def _bytes(features: Any, name: str) -> bytes:
+    return features[name].bytes_list.value[0]

@@ -1,0 +1,402 @@
+"""The only reader of a config: checks it whole and builds what it describes.
+
+Each section goes by `**` to one callee, so that a mistyped key is an error and the signature is the
+documentation. `sections` holds the sections that are data for the loop, `stored` what a workdir keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import os
+import runpy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step
+from jaxseg.data import open_source, pipeline
+from jaxseg.data.labels import classes_hash, void_class
+from jaxseg.data.prepare import Manifest, prepare_split
+from jaxseg.data.records import Records, open_records
+from jaxseg.errors import UsageError, UserError
+from jaxseg.experiment import sections
+from jaxseg.experiment.sections import splat
+from jaxseg.experiment.stored import plain, read_config, with_tuples, write_config
+from jaxseg.types import Batch, ClassTable, PyTree, TrainState
+
+__all__ = [
+    "Data",
+    "Experiment",
+    "Run",
+    "check_classes",
+    "default_workdir",
+    "init_from_parent",
+    "load_recipe",
+    "parent_config",
+    "plain",
+    "read_config",
+    "with_tuples",
+    "write_config",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The prepared splits that an experiment reads."""
+
+    records: dict[str, Records]
+    void_class: int | None
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """By split."""
+        return {split: records.manifest for split, records in self.records.items()}
+
+    @property
+    def classes(self) -> ClassTable:
+        """The same for all splits."""
+        return next(iter(self.manifests.values())).classes
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What checkpoints and evaluations carry to say which classes and mapping they are about."""
+        manifest = next(iter(self.manifests.values()))
+        return {"classes_hash": manifest.classes_hash, "mapping_hash": manifest.mapping_hash}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the training records: a run goes on only with the data that it began with."""
+        return self.manifests["train"].content_hash
+
+    def pixels(self, split: str) -> tuple[int, ...]:
+        """Labelled pixels of each class at the training size, after the void policy."""
+        manifest = self.manifests[split]
+        counts = list(manifest.pixels)
+        if self.void_class is not None:
+            counts[self.void_class] += manifest.void_pixels
+        return tuple(counts)
+
+
+class Experiment:
+    """What a config describes, built. Reads no data until `open_data`."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        """Checks every section. Raises UsageError that names the key."""
+        self.config = config
+        self._values: dict[str, Any] = with_tuples(plain(config))
+        self.recipe: str = config.recipe
+        self.dataset = splat(sections.DatasetSection, self._values, "dataset")
+        self.init = splat(sections.InitSection, self._values, "init")
+        self.train = splat(sections.TrainSection, self._values, "train")
+        self.evaluate = splat(sections.EvaluateSection, self._values, "evaluate")
+        self.checkpoint = splat(sections.CheckpointSection, self._values, "checkpoint")
+        self.log = splat(sections.LogSection, self._values, "log")
+        place = splat(sections.ParallelSection, self._values, "parallel")
+        self.reading = pipeline.Reading(place.workers, place.threads, place.buffer)
+        self.parallel = parallel.build_parallel(mode=place.mode)
+        self.augmentation = splat(augment.build_augmentation, self._values, "augment")
+        self._check()
+
+    def _check(self) -> None:
+        train, evaluate = self.train, self.evaluate
+        for key, value in (
+            ("train.batch_size", train.batch_size),
+            ("train.accumulate", train.accumulate),
+            ("evaluate.batch_size", evaluate.batch_size),
+            ("checkpoint.keep", self.checkpoint.keep),
+            ("log.every", self.log.every),
+            ("parallel.threads", self.reading.threads),
+            ("parallel.buffer", self.reading.buffer),
+        ):
+            if value < 1:
+                raise UsageError(f"{key}={value} is too small; use at least 1")
+        for key, value in (
+            ("train.steps", train.steps),
+            ("train.seed", train.seed),
+            ("evaluate.patience", evaluate.patience),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+            ("parallel.workers", self.reading.workers),
+            ("log.images", self.log.images),
+        ):
+            if value < 0:
+                raise UsageError(f"{key}={value} is negative; use 0 or more")
+        if train.epochs <= 0 and not train.steps:
+            raise UsageError(
+                f"train.epochs={train.epochs} trains nothing; use more than 0, or set train.steps"
+            )
+        if evaluate.every_epochs <= 0:
+            raise UsageError(f"evaluate.every_epochs={evaluate.every_epochs} never comes; use more than 0")
+        if not 0.0 <= train.ema_decay < 1.0:
+            raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
+        if self.dataset.void not in ("ignore", "background"):
+            raise UsageError(f"dataset.void={self.dataset.void!r} is not known; choose ignore or background")
+        if len(self.dataset.image_size) != 2:
+            raise UsageError(f"dataset.image_size={self.dataset.image_size} is not (height, width)")
+        models.check_image_size(self.dataset.image_size, self.config.model.depth)
+        if train.batch_size % train.accumulate:
+            raise UsageError(
+                f"train.batch_size={train.batch_size} can't be cut into train.accumulate={train.accumulate} "
+                "equal parts; use a divisor"
+            )
+        self.parallel.check_batch(
+            train.batch_size // train.accumulate, key="train.batch_size / train.accumulate"
+        )
+        self.parallel.check_batch(evaluate.batch_size, key="evaluate.batch_size")
+
+    # Data.
+
+    def open_data(self, splits: Iterable[str]) -> Data:
+        """The splits, prepared now where they are not there yet."""
+        section = self.dataset
+        options = dict(section.options)
+        if section.name == "streets":
+            options["height"], options["width"] = section.image_size
+        source = open_source(section.name, section.data_dir or None, **options)
+        records = {}
+        for split in splits:
+            directory = prepare_split(
+                source,
+                split,
+                section.image_size,
+                prepared_root(section.prepared_dir),
+                region_class=section.region_class or None,
+            )
+            records[split] = open_records(directory)
+        data = Data(records, void_class(section.void, source.classes))
+        if "train" in records and len(records["train"]) < self.train.batch_size:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images of "
+                f"{section.name}'s train split; use --config.train.batch_size={len(records['train'])} or less"
+            )
+        regions = self.augmentation.regions.probability
+        if regions and section.region_class not in source.classes.names:
+            raise UsageError(
+                f"augment.occlusion.regions.probability={regions} covers dataset.region_class="
+                f"{section.region_class!r}, which is none of {', '.join(source.classes.names)}; "
+                "name one, or use probability=0"
+            )
+        return data
+
+    def train_stream(self, data: Data, start_step: int) -> Iterator[Batch]:
+        """Augmented batches on the devices, from `start_step` on, without end."""
+        batches = pipeline.train_batches(
+            data.records["train"],
+            batch_size=self.train.batch_size,
+            seed=self.train.seed,
+            start_step=start_step,
+            void_class=data.void_class,
+            reading=self.reading,
+        )
+        return pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._augment)
+
+    def eval_stream(self, data: Data, split: str) -> Iterator[Batch]:
+        """Every example of a split once, in order, the last batch filled up with void."""
+        batches = pipeline.eval_batches(
+            data.records[split],
+            batch_size=self.evaluate.batch_size,
+            void_class=data.void_class,
+            reading=self.reading,
+        )
+        return pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._convert)
+
+    @cached_property
+    def _augment(self) -> Callable[..., Batch]:
+        return self.parallel.compile_map(augment.make_augment(self.augmentation))
+
+    @cached_property
+    def _convert(self) -> Callable[..., Batch]:
+        return self.parallel.compile_map(augment.make_augment(augment.Augmentation()))
+
+    # Science.
+
+    def build(self, classes: ClassTable, pixels: Sequence[int], *, train_images: int) -> Run:
+        """Model, loss, optimizer and steps for these classes; `pixels` of each in the train split."""
+        total, every = self.steps(train_images)
+        model = splat(
+            models.build_unet,
+            self._values,
+            "model",
+            num_classes=len(classes.names),
+            axis_name=self.parallel.axis_name,
+        )
+        loss = splat(losses.build_loss, self._values, "loss", pixels_c=tuple(pixels))
+        if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
+            raise UsageError(
+                f"loss {loss.name} needs all pixels of the batch at once, which {len(self.parallel.devices)} "
+                f"devices with train.accumulate={self.train.accumulate} don't have; use its 'image' form, "
+                "or --config.parallel.mode=jit --config.train.accumulate=1"
+            )
+        shapes = jax.eval_shape(
+            lambda key: model.init(key, jax.numpy.zeros((1, *self.dataset.image_size, 3)), train=False),
+            jax.random.key(0),
+        )
+        tx = splat(optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"])
+        return Run(self, classes, model, loss, tx, total_steps=total, eval_every=every)
+
+    def steps(self, train_images: int) -> tuple[int, int]:
+        """(steps in all, steps between evaluations)."""
+        per_epoch = train_images / self.train.batch_size
+        total = self.train.steps or math.ceil(self.train.epochs * per_epoch)
+        return total, min(total, max(1, math.ceil(self.evaluate.every_epochs * per_epoch)))
+
+    def schedule(self, total_steps: int) -> optax.Schedule:
+        """Step -> learning rate, for the log."""
+        names = inspect.signature(optim.build_schedule).parameters
+        section = {key: value for key, value in plain(self.config.optim).items() if key in names}
+        return optim.build_schedule(total_steps=total_steps, **section)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment built for its data: the steps, compiled for this machine on first use."""
+
+    experiment: Experiment
+    classes: ClassTable
+    model: models.UNet
+    loss: losses.Loss
+    tx: optax.GradientTransformation
+    total_steps: int
+    eval_every: int
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, on the devices."""
+        train = self.experiment.train
+        state = step.init_state(
+            self.model,
+            self.tx,
+            train.seed,
+            image_size=self.experiment.dataset.image_size,
+            ema=train.ema_decay > 0,
+        )
+        return self.experiment.parallel.place_state(state)
+
+    def inference_state(self, variables: Mapping[str, PyTree]) -> TrainState:
+        """A state without optimizer, for evaluation and prediction."""
+        state = TrainState(
+            step=jax.numpy.zeros((), jax.numpy.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=(),
+            rng=jax.random.key(0),
+        )
+        return self.experiment.parallel.place_state(state)
+
+    def started_from(self, state: TrainState, variables: Mapping[str, PyTree]) -> TrainState:
+        """`state` with a parent's parameters and statistics; the average, where there is one, starts there too."""
+        ema = None if state.ema is None else dict(variables)
+        return self.experiment.parallel.place_state(
+            state.replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
+        )
+
+    def evaluate(self, data: Data, split: str, state: TrainState) -> evaluate.Evaluation:
+        """The figures of a whole split."""
+        return evaluate.evaluate(
+            self.eval_step,
+            state,
+            self.experiment.eval_stream(data, split),
+            loss=self.loss,
+            num_classes=len(self.classes.names),
+        )
+
+    def samples(self, data: Data, split: str, state: TrainState, count: int) -> tuple[np.ndarray, ...]:
+        """(images uint8, labels, predictions) of `count` examples spread evenly over a split."""
+        records = data.records[split]
+        chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+        images = np.stack([records[int(i)]["image"] for i in chosen])
+        labels = np.stack([records[int(i)]["label"] for i in chosen])
+        predictions = self.predict_step(state, images.astype(np.float32) / 255.0)
+        return images, labels, np.asarray(predictions)
+
+    @cached_property
+    def train_step(self) -> step.TrainStep:
+        """train_step(state, batch) -> (state, StepOutput); donates the state."""
+        train, place = self.experiment.train, self.experiment.parallel
+        return place.compile_train_step(
+            step.make_train_step(
+                self.model,
+                self.tx,
+                self.loss,
+                accumulate=train.accumulate,
+                ema_decay=train.ema_decay,
+                axis_name=place.axis_name,
+            )
+        )
+
+    @cached_property
+    def eval_step(self) -> step.EvalStep:
+        """eval_step(state, batch) -> EvalOutput."""
+        place = self.experiment.parallel
+        body = step.make_eval_step(
+            self.model, self.loss, num_classes=len(self.classes.names), axis_name=place.axis_name
+        )
+        return place.compile_eval_step(body)
+
+    @cached_property
+    def predict_step(self) -> step.PredictStep:
+        """predict_step(state, image) -> class ids."""
+        return jax.jit(step.make_predict_step(self.model))
+
+
+def parent_config(config: ConfigDict, recipes: Path) -> ConfigDict:
+    """The config of a fine-tune's parent recipe: its own, with this one's data, model, place and seed."""
+    parent = load_recipe(recipes / f"{config.init.recipe}.py", config.dataset.name)
+    with parent.unlocked():
+        for section in ("dataset", "model", "parallel", "log"):
+            parent[section] = config[section].copy_and_resolve_references()
+        parent.train.seed = config.train.seed
+    return parent
+
+
+def load_recipe(path: Path, dataset: str) -> ConfigDict:
+    """`get_config(dataset)` of a recipe file. Raises UserError where there is no such file."""
+    if not path.is_file():
+        raise UserError(
+            f"init.recipe names {path}, which is not there; put the parent's recipe beside this one"
+        )
+    return runpy.run_path(str(path))["get_config"](dataset)
+
+
+def default_workdir(config: ConfigDict) -> Path:
+    """runs/DATASET/RECIPE."""
+    return Path("runs") / config.dataset.name / config.recipe
+
+
+def prepared_root(prepared_dir: str) -> Path:
+    """Where prepared data lies: the argument, else $JAXSEG_CACHE, else ~/.cache/jaxseg."""
+    if prepared_dir:
+        return Path(prepared_dir).expanduser()
+    if "JAXSEG_CACHE" in os.environ:
+        return Path(os.environ["JAXSEG_CACHE"])
+    return Path.home() / ".cache" / "jaxseg"
+
+
+def check_classes(meta: Mapping[str, Any], classes: ClassTable, where: Path) -> None:
+    """Raises UserError unless a checkpoint was trained for these classes."""
+    theirs = tuple(meta["classes"])
+    if classes_hash(classes) != meta["classes_hash"]:
+        raise UserError(
+            f"{where} was trained for {len(theirs)} classes ({', '.join(theirs)}), the data has "
+            f"{len(classes.names)} ({', '.join(classes.names)}); evaluate on the same classes, "
+            "or fine-tune with --config.init.exclude=\"('head',)\""
+        )
+
+
+def init_from_parent(
+    variables: Mapping[str, PyTree],
+    parent: checkpoints.Pretrained,
+    exclude: Sequence[str],
+    where: Path,
+    classes: ClassTable,
+) -> tuple[dict[str, PyTree], checkpoints.TransferReport]:
+    """The parent's arrays for a fine-tune; other classes need the head in `exclude`."""
+    if not exclude:
+        check_classes(parent.meta, classes, where)
+    return checkpoints.transfer(variables, parent, exclude)

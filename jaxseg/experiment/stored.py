@@ -1,0 +1,107 @@
+"""The config that a workdir holds: written, read, and compared with the one a run is started with.
+
+Identity keys say which run this is (a changed one is refused); free keys (paths, devices, logging, more
+epochs) may change from one start to the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxseg.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+_FREE = (
+    "dataset.data_dir",
+    "dataset.prepared_dir",
+    "evaluate.batch_size",
+    "checkpoint.",
+    "init.workdir",
+    "log.",
+    "parallel.",
+    "train.epochs",
+    "train.steps",
+)
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, or checks that the one there is of the same run.
+
+    Raises UserError that lists the identity keys that differ.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        differing = _differences(_plain(read_config(workdir)), _plain(config))
+        if differing:
+            raise UserError(
+                f"{workdir} holds another run: {'; '.join(differing)}; "
+                "use another --workdir, or the values it was started with"
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_plain(config), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a run was last started with. Raises UserError where there is none."""
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{path} is not there; name the workdir of a run with --workdir")
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text()))).lock()
+    except ValueError as e:
+        raise UserError(
+            f"{path} is not JSON ({e}); restore it from the run's checkpoints/STEP/meta"
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """A ConfigDict as what JSON holds: dicts, lists and scalars."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def with_tuples(value: Any) -> Any:
+    """Lists, as JSON gives them, as the tuples that configs hold."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, now = dict(_flat(old)), dict(_flat(new))
+    missing = object()
+    differing = []
+    free = (
+        _FREE
+        if now["optim.schedule"] == "constant"
+        else tuple(k for k in _FREE if not k.startswith("train."))
+    )
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith(free):
+            continue
+        was, becomes = (side[key] if key in side else missing for side in (before, now))
+        if was != becomes:
+            shown = ["nothing" if v is missing else repr(v) for v in (was, becomes)]
+            differing.append(f"{key} was {shown[0]} and is now {shown[1]}")
+    return differing
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

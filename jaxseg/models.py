@@ -1,0 +1,172 @@
+"""The UNet and its blocks, in linen. Knows nothing of training.
+
+To add a model, write a linen module that maps [B, H, W, 3] float images in [0, 1] to [B, H, W,
+num_classes] float32 logits with a `train` keyword, and name it in `experiment.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxseg.errors import UsageError
+
+NORMS = ("batch", "group", "none")
+DTYPES = ("float32", "bfloat16")
+
+
+class UNet(nn.Module):
+    """UNet (O. Ronneberger, P. Fischer, T. Brox, MICCAI 2015, arXiv:1505.04597) with 'same' padding.
+
+    `depth` levels of DoubleConv and 2x2 max-pooling at width, 2 width, 4 width, ... channels, a
+    bottleneck twice as wide as the last level, then as many levels of 2x2 stride-2 transposed
+    convolution, concatenation with the skip and DoubleConv; a 1x1 convolution gives the logits.
+    Width 64, depth 3 and 7 classes make the recipe's 7,703,367 parameters.
+
+    Parameters are float32; `dtype` is what convolutions compute in. Statistics and logits are float32.
+    """
+
+    num_classes: int
+    width: int = 64
+    depth: int = 3
+    norm: str = "batch"
+    dtype: str = "float32"
+    dropout: float = 0.0
+    """Share of bottleneck activations that are dropped in training (section 3.1 of the paper)."""
+    axis_name: str | None = None
+    """Device axis over which batch statistics are taken, inside pmap and shard_map only."""
+
+    @nn.compact
+    def __call__(self, image_bhwc: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, 3] in [0, 1] -> float32 logits [B, H, W, num_classes]. H, W divisible by 2^depth."""
+        check_image_size(image_bhwc.shape[1:3], self.depth)
+        dtype = jnp.dtype(self.dtype)
+
+        def block(features: int, name: str) -> DoubleConv:
+            return DoubleConv(features, self.norm, self.dtype, self.axis_name, name=name)
+
+        x = image_bhwc.astype(dtype)
+        skips = []
+        for level in range(self.depth):
+            x = block(self.width << level, f"down{level}")(x, train=train)
+            skips.append(x)
+            x = max_pool_2x2(x)
+        x = block(self.width << self.depth, "bottleneck")(x, train=train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for level in reversed(range(self.depth)):
+            x = UpConv(self.width << level, self.dtype, name=f"upconv{level}")(x)
+            x = jnp.concatenate([skips[level], x], axis=-1)
+            x = block(self.width << level, f"up{level}")(x, train=train)
+        logits = nn.Conv(self.num_classes, (1, 1), dtype=dtype, name="head")(x)
+        return logits.astype(jnp.float32)
+
+
+class DoubleConv(nn.Module):
+    """Twice: 3x3 convolution, normalisation, ReLU."""
+
+    features: int
+    norm: str
+    dtype: str
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for i in range(2):
+            x = nn.Conv(self.features, (3, 3), padding="SAME", dtype=jnp.dtype(self.dtype), name=f"conv{i}")(
+                x
+            )
+            x = _norm(self, f"norm{i}", train)(x)
+            x = nn.relu(x)
+        return x
+
+
+def _norm(block: DoubleConv, name: str, train: bool) -> Callable[[jax.Array], jax.Array]:
+    dtype = jnp.dtype(block.dtype)
+    match block.norm:
+        case "batch":
+            return nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,  # share of the old average that is kept: PyTorch's 0.1
+                epsilon=1e-5,
+                dtype=dtype,
+                axis_name=block.axis_name,
+                name=name,
+            )
+        case "group":
+            return nn.GroupNorm(num_groups=min(32, block.features), dtype=dtype, name=name)
+        case "none":
+            return lambda x: x
+    raise UsageError(f"model.norm={block.norm!r} is not known; choose one of {', '.join(NORMS)}")
+
+
+class UpConv(nn.Module):
+    """2x2 stride-2 transposed convolution with bias.
+
+    Windows do not overlap, so it is one matmul to four times the channels and a depth-to-space: the same
+    values as `nn.ConvTranspose(features, (2, 2), (2, 2), transpose_kernel=True)`, whose backward
+    pass XLA runs about 30 times slower on a CPU. The kernel is [2, 2, in, out], as PyTorch's
+    ConvTranspose2d weight [in, out, 2, 2] transposed.
+    """
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        b, h, w, c = x_bhwc.shape
+        dtype = jnp.dtype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, c, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        y = jnp.einsum("bhwc,ijco->bhiwjo", x_bhwc.astype(dtype), kernel.astype(dtype))
+        return y.reshape(b, 2 * h, 2 * w, self.features) + bias.astype(dtype)[None, None, None, :]
+
+
+def max_pool_2x2(x_bhwc: jax.Array) -> jax.Array:
+    """2x2 stride-2 max-pooling as the maximum of four strided slices.
+
+    Equal to `nn.max_pool`, and 7 times faster forward and backward on a CPU. Where values tie, the
+    gradient is shared; behind a ReLU only zeros tie, through which no gradient flows.
+    """
+    top = jnp.maximum(x_bhwc[:, ::2, ::2], x_bhwc[:, ::2, 1::2])
+    bottom = jnp.maximum(x_bhwc[:, 1::2, ::2], x_bhwc[:, 1::2, 1::2])
+    return jnp.maximum(top, bottom)
+
+
+def check_image_size(size_hw: tuple[int, ...], depth: int) -> None:
+    """Raises UsageError unless `depth` halvings of both sides are whole."""
+    if any(side % (1 << depth) or side < 1 for side in size_hw):
+        height, width = size_hw
+        raise UsageError(
+            f"dataset.image_size=({height}, {width}) can't be halved model.depth={depth} times; "
+            f"make both sides multiples of {1 << depth}"
+        )
+
+
+def build_unet(
+    *,
+    num_classes: int,
+    width: int,
+    depth: int,
+    norm: str,
+    dtype: str,
+    dropout: float,
+    axis_name: str | None = None,
+) -> UNet:
+    """The UNet of a config's `model` section. Raises UsageError for values that no UNet has."""
+    for key, value, least in (("width", width, 1), ("depth", depth, 1)):
+        if value < least:
+            raise UsageError(f"model.{key}={value} is too small; use at least {least}")
+    if norm not in NORMS:
+        raise UsageError(f"model.norm={norm!r} is not known; choose one of {', '.join(NORMS)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"model.dtype={dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    if norm == "group" and any((width << level) % min(32, width << level) for level in range(depth + 1)):
+        raise UsageError(
+            f"model.width={width} does not divide into 32 groups; use a multiple of 32 or norm='batch'"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise UsageError(f"model.dropout={dropout} is not a share; use 0 up to, but not, 1")
+    return UNet(num_classes, width, depth, norm, dtype, dropout, axis_name)

@@ -1,0 +1,108 @@
+"""The one place that names devices: the mesh, where arrays are placed, and how a step is compiled.
+
+Modes: `jit` uses one device; `sharded` is jit over a mesh of all local devices, the batch cut along
+its first axis; `pmap` is the classic form of the same. One pure body serves all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxseg.errors import UsageError
+from jaxseg.step import EvalOutput, EvalStep, TrainStep
+from jaxseg.types import PyTree
+
+MODES = ("sharded", "jit", "pmap")
+DATA_AXIS = "data"
+
+
+def build_parallel(*, mode: str) -> "Parallel":
+    """A mode over this machine's devices. Raises UsageError for a mode that is not known."""
+    if mode not in MODES:
+        raise UsageError(f"parallel.mode={mode!r} is not known; choose one of {', '.join(MODES)}")
+    devices = jax.local_devices()
+    return Parallel(mode, tuple(devices[:1] if mode == "jit" else devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How steps run on this machine's devices."""
+
+    mode: str
+    devices: tuple[Any, ...]
+
+    @property
+    def axis_name(self) -> str | None:
+        """What the step and batch normalisation reduce over by name; None where XLA does it by itself."""
+        return DATA_AXIS if self.mode == "pmap" else None
+
+    def check_batch(self, batch_size: int, *, key: str) -> None:
+        """Raises UsageError unless the devices can share a batch evenly."""
+        if batch_size % len(self.devices):
+            raise UsageError(
+                f"{key}={batch_size} can't be divided among {len(self.devices)} devices; "
+                f"use a multiple of {len(self.devices)}, or --config.parallel.mode=jit for one device"
+            )
+
+    def place_state(self, state: PyTree) -> PyTree:
+        """The state on every device. Copies: the step donates what it is given."""
+        return jax.device_put(state, self._replicated(), may_alias=False)
+
+    def place_batch(self, batch: PyTree) -> PyTree:
+        """Host arrays, cut along the first axis over the devices; asynchronous."""
+        return jax.device_put(batch, self._split())
+
+    def compile_map(self, body: Callable) -> Callable:
+        """body(*batch arrays) -> batch arrays, example by example: augmentation."""
+        return jax.jit(body, out_shardings=self._split())
+
+    def compile_train_step(self, body: TrainStep) -> TrainStep:
+        """The step for this machine; it donates the state that it is given."""
+        if self.mode == "pmap":
+            # State and scalars come out the same on all devices: one copy is what callers see.
+            return self._pmap(body, out_axes=None, donate_argnums=(0,))
+        return jax.jit(body, donate_argnums=(0,))
+
+    def compile_eval_step(self, body: EvalStep) -> EvalStep:
+        """The evaluation step for this machine; the state stays the caller's."""
+        if self.mode == "pmap":
+            # Sums are the same on all devices; confusion matrices stay with their images.
+            return self._pmap(body, out_axes=EvalOutput(loss_sums=None, confusion_bcc=0), donate_argnums=())
+        return jax.jit(body)
+
+    def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
+        """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""
+        mapped = jax.pmap(
+            body,
+            axis_name=DATA_AXIS,
+            in_axes=(None, 0),
+            out_axes=out_axes,
+            devices=self.devices,
+            donate_argnums=donate_argnums,
+        )
+        count = len(self.devices)
+
+        def step(state: PyTree, batch: PyTree) -> PyTree:
+            cut = jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), batch)
+            out = mapped(state, cut)
+            if isinstance(out, EvalOutput):
+                joined = out.confusion_bcc.reshape(-1, *out.confusion_bcc.shape[2:])
+                return out.replace(confusion_bcc=joined)
+            return out
+
+        return step
+
+    def _replicated(self) -> Any:
+        return NamedSharding(self._mesh(), PartitionSpec())
+
+    def _split(self) -> Any:
+        return NamedSharding(self._mesh(), PartitionSpec(DATA_AXIS))
+
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))

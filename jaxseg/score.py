@@ -1,0 +1,45 @@
+"""What a stored run is worth: its checkpoint scored on a split, with the pictures that show why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxseg import figures
+from jaxseg.checkpoints import Pretrained, read_pretrained
+from jaxseg.evaluate import Evaluation, to_json, write_json
+from jaxseg.experiment import Data, Experiment, Run, check_classes
+from jaxseg.logs import read_metrics
+from jaxseg.metrics import format_table
+
+
+def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> None:
+    """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval."""
+    learned = read_pretrained(workdir, which)
+    experiment = Experiment(config)
+    # The class weights of the loss come from the train split, also where another is scored.
+    data = experiment.open_data(dict.fromkeys(("train", split)))
+    check_classes(learned.meta, data.classes, workdir)
+    run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
+    score(run, data, split, workdir, learned)
+
+
+def score(
+    run: Run, data: Data, split: str, workdir: Path, learned: Pretrained, *, show: bool = True
+) -> Evaluation:
+    """Evaluates, prints the table, and writes eval/SPLIT.json and the pictures beside it."""
+    state = run.inference_state(learned.variables)
+    result = run.evaluate(data, split, state)
+    if show:
+        print(f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, loss {result.loss:.4f}:")
+        print(format_table(run.classes.names, {"IoU": result.scores}))
+    out = workdir / "eval"
+    row = to_json(result, split=split, classes=run.classes, step=learned.step, **data.hashes)
+    write_json(out / f"{split}.json", row)
+    figures.confusion(result.confusion_cc, run.classes, out / f"{split}_confusion.png")
+    images, labels, predictions = run.samples(data, split, state, 6)
+    figures.prediction_sheet(images, labels, predictions, run.classes, out / f"{split}_sheet.png")
+    figures.curves(read_metrics(workdir), workdir / "curves.png", run.classes)
+    print(f"Written: {out}/{split}.json, {split}_sheet.png, {split}_confusion.png and {workdir}/curves.png")
+    return result

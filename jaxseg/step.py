@@ -1,0 +1,236 @@
+"""The scientific core, pure: the state's start, and the train, evaluation and prediction steps.
+
+The same bodies run under jit, sharded jit, pmap and shard_map; only `axis_name` differs, and it comes
+from the mode (`parallel.py`), never from the experiment. Across devices the sums of the loss are added
+up (psum) and combined once, so that the loss is that of the whole batch however void is spread; the
+gradients are then averaged (pmean), because each device has differentiated the whole batch's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from jaxseg.losses import Loss
+from jaxseg.metrics import confusion_matrix
+from jaxseg.types import Batch, PyTree, TrainState
+
+
+class StepOutput(struct.PyTreeNode):
+    """What one train step tells: float32 scalars, of the parameters before the update."""
+
+    loss: jax.Array
+    components: dict[str, jax.Array]
+    """Each part of a mixture by name, unweighted."""
+    grad_norm: jax.Array
+    """Global L2 norm before clipping."""
+
+
+class EvalOutput(struct.PyTreeNode):
+    """What one evaluation step tells; nothing of it is a mean."""
+
+    loss_sums: PyTree
+    """float32, of the whole batch: add up over a split, then `loss.combine` once."""
+    confusion_bcc: jax.Array
+    """[B, C, C] int32: rows are labels, columns predictions."""
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
+EvalStep = Callable[[TrainState, Batch], EvalOutput]
+PredictStep = Callable[[TrainState, jax.Array], jax.Array]
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int,
+    *,
+    image_size: tuple[int, int],
+    ema: bool,
+) -> TrainState:
+    """The state before the first step; a function of `seed` alone."""
+    params_key, root_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(params_key, jnp.zeros((1, *image_size, 3)), train=False)
+    params = variables["params"]
+    batch_stats = variables["batch_stats"] if "batch_stats" in variables else {}
+    # The average owns its memory: the step donates the state, and a buffer can't be given away twice.
+    average = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        rng=root_key,
+        ema=average,
+    )
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """train_step(state, batch) -> (state, StepOutput), pure.
+
+    accumulate: into how many microbatches a batch is cut to save memory. The gradient is that of the
+        whole batch's loss for every additive loss, Dice over the batch included: a first pass adds up the
+        loss's sums, a second differentiates each microbatch against their total. It costs one more
+        forward pass. Batch normalisation sees a microbatch at a time, which is not the whole batch.
+    ema_decay: share of the old average that is kept a step; 0 leaves the average off.
+    axis_name: the device axis inside pmap and shard_map.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
+        key = jax.random.fold_in(state.rng, state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+        def forward(
+            params: PyTree, batch_stats: PyTree, part: Batch, key: jax.Array
+        ) -> tuple[PyTree, PyTree]:
+            logits_bhwc, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                part.image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            return loss.sums(logits_bhwc, part.label), updates["batch_stats"] if batch_stats else batch_stats
+
+        gradient = _whole_gradient if accumulate == 1 else _accumulated_gradient
+        sums, batch_stats, grads, value = gradient(forward, loss, state, batch, key, accumulate, axis_name)
+        grads = jax.tree.map(lambda g: _mean(g, axis_name), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_averaged(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
+        )
+        output = StepOutput(loss=value, components=loss.components(sums), grad_norm=optax.tree.norm(grads))
+        return new_state, output
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, loss: Loss, *, num_classes: int, axis_name: str | None = None
+) -> EvalStep:
+    """eval_step(state, batch) -> EvalOutput, of the averaged parameters where the state has them."""
+
+    def eval_step(state: TrainState, batch: Batch) -> EvalOutput:
+        logits_bhwc = model.apply(inference_variables(state), batch.image, train=False)
+        predictions_bhw = jnp.argmax(logits_bhwc, axis=-1)
+        return EvalOutput(
+            loss_sums=_total(loss.sums(logits_bhwc, batch.label), axis_name),
+            confusion_bcc=confusion_matrix(batch.label, predictions_bhw, num_classes),
+        )
+
+    return eval_step
+
+
+def make_predict_step(model: nn.Module) -> PredictStep:
+    """predict_step(state, image_bhwc float32 in [0, 1]) -> class ids [B, H, W] int32."""
+
+    def predict_step(state: TrainState, image_bhwc: jax.Array) -> jax.Array:
+        logits_bhwc = model.apply(inference_variables(state), image_bhwc, train=False)
+        return jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
+
+    return predict_step
+
+
+def inference_variables(state: TrainState) -> dict[str, PyTree]:
+    """What evaluation, prediction and export use: the average where there is one."""
+    source = {"params": state.params, "batch_stats": state.batch_stats} if state.ema is None else state.ema
+    return {name: tree for name, tree in source.items() if tree}
+
+
+def _whole_gradient(
+    forward: Callable,
+    loss: Loss,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int,
+    axis_name: str | None,
+) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
+    def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
+        sums, batch_stats = forward(params, state.batch_stats, batch, key)
+        sums = _total(sums, axis_name)
+        return loss.combine(sums), (sums, batch_stats)
+
+    (value, (sums, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    return sums, batch_stats, grads, value
+
+
+def _accumulated_gradient(
+    forward: Callable,
+    loss: Loss,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int,
+    axis_name: str | None,
+) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
+    """d combine(sum_i s_i) / d params = sum_i (d combine / d s at the total) . (d s_i / d params)."""
+    # Strided microbatches: with a batch sharded over devices each one is spread over all of them.
+    parts = jax.tree.map(
+        lambda a: jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0), batch
+    )
+    keys = jax.random.split(key, accumulate)
+
+    def add_sums(total: PyTree, at: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+        sums, _ = forward(state.params, state.batch_stats, *at)
+        return jax.tree.map(jnp.add, total, sums), None
+
+    shapes = jax.eval_shape(
+        lambda part, k: forward(state.params, state.batch_stats, part, k)[0],
+        jax.tree.map(lambda a: a[0], parts),
+        keys[0],
+    )
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    sums, _ = jax.lax.scan(add_sums, zeros, (parts, keys))
+    sums = _total(sums, axis_name)
+    value, slope = jax.value_and_grad(loss.combine)(sums)
+    if axis_name is not None:
+        # Differentiating through psum multiplies by the number of devices; the pmean of the step expects it.
+        slope = jax.tree.map(lambda s: s * jax.lax.axis_size(axis_name), slope)
+
+    def add_gradients(carry: tuple[PyTree, PyTree], at: tuple[Batch, jax.Array]) -> tuple[tuple, None]:
+        total, batch_stats = carry
+
+        def slope_dot_sums(params: PyTree) -> tuple[jax.Array, PyTree]:
+            part_sums, new_stats = forward(params, batch_stats, *at)
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slope, part_sums))), new_stats
+
+        grads, batch_stats = jax.grad(slope_dot_sums, has_aux=True)(state.params)
+        return (jax.tree.map(jnp.add, total, grads), batch_stats), None
+
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+    (grads, batch_stats), _ = jax.lax.scan(add_gradients, start, (parts, keys))
+    return sums, batch_stats, grads, value
+
+
+def _averaged(average: PyTree | None, new: PyTree, decay: float) -> PyTree | None:
+    if average is None:
+        return None
+    return jax.tree.map(lambda old, now: decay * old + (1.0 - decay) * now, average, new)
+
+
+def _total(sums: PyTree, axis_name: str | None) -> PyTree:
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+
+def _mean(value: PyTree, axis_name: str | None) -> PyTree:
+    return value if axis_name is None else jax.lax.pmean(value, axis_name)

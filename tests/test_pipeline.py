@@ -1,0 +1,102 @@
+"""The loader: batch n is a function of n, whatever reads it."""
+
+import numpy as np
+import pytest
+
+from jaxseg.data.pipeline import Reading, eval_batches, example_key, to_device, train_batches
+from jaxseg.types import IGNORE_LABEL, Batch
+
+
+class Records:
+    """Ten tiny examples, with void in a corner."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        label = np.full((8, 8), i % 7, np.uint8)
+        label[0, 0] = IGNORE_LABEL
+        return {
+            "image": np.full((8, 8, 3), i, np.uint8),
+            "label": label,
+            "boxes": np.zeros((16, 4), np.int32),
+            "example_id": i,
+        }
+
+
+def taken(count, *, start=0, seed=0, workers=0, batch_size=4, void_class=None):
+    stream = train_batches(
+        Records(),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start,
+        void_class=void_class,
+        reading=Reading(workers, 2, 2),
+    )
+    return [batch for _, batch in zip(range(count), stream, strict=False)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        (x == y).all() for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+def test_each_epoch_is_a_new_permutation_of_all_examples():
+    ids = np.concatenate([b.example_id for b in taken(5)])
+    assert sorted(ids[:10]) == list(range(10)) and sorted(ids[10:]) == list(range(10))
+    assert list(ids[:10]) != list(ids[10:])
+
+
+def test_seeds_differ():
+    assert not same(taken(3, seed=0), taken(3, seed=1))
+
+
+@pytest.mark.parametrize("start", [1, 3, 7])
+def test_starting_at_a_step_gives_what_the_whole_stream_gives_there(start):
+    whole = taken(9)
+    assert same(taken(9 - start, start=start), whole[start:])
+    assert not same(taken(9 - start, start=start - 1), whole[start:]), "one step off must show"
+
+
+def test_two_workers_read_what_none_reads():
+    alone, workers = taken(6), taken(6, workers=2)
+    assert same(alone, workers)
+    workers[3].key[0, 0] ^= 1
+    assert not same(alone, workers)
+
+
+def test_keys_belong_to_examples_not_to_batches():
+    fours, fives = taken(5, batch_size=4), taken(4, batch_size=5)
+
+    def keys(batches):
+        ids = np.concatenate([b.example_id for b in batches])
+        return list(zip(ids.tolist(), np.concatenate([b.key for b in batches]).tolist(), strict=True))
+
+    assert keys(fours) == keys(fives)
+    assert keys(fours)[0][1] == example_key(0, 0, keys(fours)[0][0]).tolist()
+    assert len({tuple(k) for _, k in keys(fours)}) == 20
+
+
+def test_void_policy_is_applied_when_loading():
+    assert all((b.label[:, 0, 0] == IGNORE_LABEL).all() for b in taken(2))
+    assert all((b.label[:, 0, 0] == 0).all() for b in taken(2, void_class=0))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 16])
+def test_evaluation_sees_each_example_once_and_padding_counts_nowhere(batch_size):
+    batches = list(eval_batches(Records(), batch_size=batch_size, void_class=0, reading=Reading()))
+    assert all(len(b.label) == batch_size for b in batches)
+    ids = np.concatenate([b.example_id for b in batches])
+    assert ids[ids >= 0].tolist() == list(range(10))
+    for b in batches:
+        assert (b.label[b.example_id < 0] == IGNORE_LABEL).all()
+
+
+def test_device_batches_come_in_order_and_all_of_them():
+    def augment(image, label, boxes, key, example_id):
+        return Batch(image=image, label=label, occlusion=label, example_id=example_id)
+
+    batches = eval_batches(Records(), batch_size=3, void_class=None, reading=Reading())
+    out = list(to_device(batches, place=lambda b: b, augment=augment))
+    assert [b.example_id[0] for b in out] == [0, 3, 6, 9]
