@@ -36,7 +36,7 @@ class RunLog:
     def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool = True) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [
-            row for row in _read_rows(workdir / METRICS_FILE) if 0 < start_step and row["step"] <= start_step
+            row for row in _read_rows(workdir / METRICS_FILE) if start_step > 0 and row["step"] <= start_step
         ]
         _replace_rows(workdir / METRICS_FILE, kept)
         _replace_rows(workdir / TIMINGS_FILE, _read_rows(workdir / TIMINGS_FILE))

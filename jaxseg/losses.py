@@ -68,8 +68,8 @@ def cross_entropy(*, class_weights: Sequence[float] | None = None, label_smoothi
         weight_c = _weights(class_weights, log_p.shape[-1])
         nll = -_dot(target * weight_c, log_p)
         if label_smoothing:
-            valid = target.sum(axis=-1)
-            smooth = -_dot(jnp.broadcast_to(weight_c, log_p.shape), log_p) * valid / log_p.shape[-1]
+            valid = target.sum(axis=-1, keepdims=True)
+            smooth = -_dot(valid * weight_c, log_p) / log_p.shape[-1]
             nll = (1.0 - label_smoothing) * nll + label_smoothing * smooth
         return {"nll": nll.sum(), "weight": (target * weight_c).sum()}
 
@@ -335,8 +335,8 @@ def _lovasz_group(p_nc: jax.Array, target_nc: jax.Array, classes: str) -> tuple[
     valid_n = target_nc.sum(axis=-1)
 
     def one(p_n: jax.Array, target_n: jax.Array) -> jax.Array:
-        # A void pixel has error 0 and is in no set: it leaves every union as it is, and its slope is 0.
-        errors = jnp.abs(target_n - p_n) * valid_n
+        # A void pixel is in no set: wherever it is sorted to, it leaves every union as it is, with slope 0.
+        errors = jnp.abs(target_n - p_n)
         order = jnp.argsort(jax.lax.stop_gradient(-errors))
         return (errors[order] * _jaccard_slopes(target_n[order] > 0, valid_n[order] > 0)).sum()
 

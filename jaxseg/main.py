@@ -59,7 +59,9 @@ def _run(arguments: list[str]) -> int:
     if arguments[0].startswith("-"):
         return _train(arguments)
     if arguments[0] not in _COMMANDS:
-        raise UsageError(f"{arguments[0]!r} is no command; choose one of {', '.join(_COMMANDS)}, or --config=FILE")
+        raise UsageError(
+            f"{arguments[0]!r} is no command; choose one of {', '.join(_COMMANDS)}, or --config=FILE"
+        )
     command, about = _COMMANDS[arguments[0]]
     parser = argparse.ArgumentParser(f"jaxseg {arguments[0]}", description=about, allow_abbrev=False)
     return command(parser, arguments[1:])
@@ -153,7 +155,9 @@ def _recipe_file(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(p.name for p in (beside.parent).glob("*.py")) if beside.parent.is_dir() else []
-    hint = f"; {beside.parent} has {', '.join(known)}" if known else "; name a recipe such as configs/scratch.py"
+    hint = (
+        f"; {beside.parent} has {', '.join(known)}" if known else "; name a recipe such as configs/scratch.py"
+    )
     raise UsageError(f"--config={name} is not there{hint}")
 
 

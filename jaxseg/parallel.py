@@ -22,7 +22,7 @@ MODES = ("sharded", "jit", "pmap")
 DATA_AXIS = "data"
 
 
-def build_parallel(*, mode: str) -> "Parallel":
+def build_parallel(*, mode: str) -> Parallel:
     """A mode over this machine's devices. Raises UsageError for a mode that is not known."""
     if mode not in MODES:
         raise UsageError(f"parallel.mode={mode!r} is not known; choose one of {', '.join(MODES)}")
@@ -49,6 +49,22 @@ class Parallel:
                 f"{key}={batch_size} can't be divided among {len(self.devices)} devices; "
                 f"use a multiple of {len(self.devices)}, or --config.parallel.mode=jit for one device"
             )
+
+    def describe(self) -> str:
+        """For people: mode, number and kind of devices."""
+        kind = self.devices[0].device_kind
+        return f"{len(self.devices)} x {kind} ({self.mode})"
+
+    def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
+        """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.
+
+        The executable is kept by jit's cache: the first real step does not compile again.
+        """
+        if self.mode == "pmap":
+            return None
+        split = self._split()
+        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
+        return step.lower(state, placed).compile()
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state on every device. Copies: the step donates what it is given."""

@@ -32,7 +32,9 @@ def score(
     state = run.inference_state(learned.variables)
     result = run.evaluate(data, split, state)
     if show:
-        print(f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, loss {result.loss:.4f}:")
+        print(
+            f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, loss {result.loss:.4f}:"
+        )
         print(format_table(run.classes.names, {"IoU": result.scores}))
     out = workdir / "eval"
     row = to_json(result, split=split, classes=run.classes, step=learned.step, **data.hashes)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -102,8 +102,8 @@ def _start(
         state, meta = saved.restore(latest, state)
         if meta["mapping_hash"] != data.hashes["mapping_hash"] or meta["data"] != data.fingerprint:
             raise UserError(
-                f"the train split ({data.records['train'].directory}) is not what this run was trained on so far: "
-                "its source, mapping or size has changed; use another --workdir, or bring the old data back"
+                f"the train split ({data.records['train'].directory}) is not what this run was trained on "
+                "so far: its source, mapping or size has changed; use another --workdir, or bring the old data back"
             )
         print(f"Going on from step {latest} of {run.total_steps}.")
         return state, Position(**meta["position"])
@@ -119,7 +119,8 @@ def _finish(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
     """Scores the best checkpoint on val, beside the parent's, and draws what people look at."""
     learned = read_pretrained(workdir)
     columns: dict[str, Scores] = {}
-    if parent is not None and parent_dir is not None and parent.meta["classes_hash"] == data.hashes["classes_hash"]:
+    same_classes = parent is not None and parent.meta["classes_hash"] == data.hashes["classes_hash"]
+    if parent is not None and parent_dir is not None and same_classes:
         state = run.inference_state(parent.variables)
         columns[parent_dir.resolve().name] = run.evaluate(data, "val", state).scores
     result = score(run, data, "val", workdir, learned, show=not columns)
@@ -127,6 +128,36 @@ def _finish(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
         columns[workdir.resolve().name] = result.scores
         print("\nParent and fine-tune on val, each at its best checkpoint:")
         print(format_table(run.classes.names, columns))
+
+
+def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> None:
+    experiment = run.experiment
+    train = experiment.train
+    unused = summary.gpu_left_unused()
+    if unused:
+        print(f"Warning: {unused}")
+    epochs = run.total_steps * train.batch_size / len(data.records["train"])
+    text = summary.format_summary(
+        title=f"{experiment.recipe} on {experiment.dataset.name}, image size {experiment.dataset.image_size}",
+        classes=run.classes.names,
+        splits={
+            split: summary.SplitFacts(len(records), data.pixels(split))
+            for split, records in data.records.items()
+        },
+        parameters=summary.count_parameters(state.params),
+        cost=run.step_cost(state),
+        plan={
+            "loss": run.loss.name,
+            "devices": experiment.parallel.describe(),
+            "steps": f"{run.total_steps:,} of batch {train.batch_size} ({epochs:.1f} epochs), "
+            f"evaluation every {run.eval_every:,}",
+        },
+        places={
+            "data": data.records["train"].directory,
+            "workdir": workdir,
+        },
+    )
+    print(f"\n{text}\n", flush=True)
 
 
 class StopSignal:
@@ -149,6 +180,35 @@ class StopSignal:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+
+@dataclass
+class Pace:
+    """Images a second and the share of the time in which the devices waited for data."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def wait(self, stream: Iterator[Batch]) -> Batch:
+        """The next batch, timed."""
+        start = time.perf_counter()
+        batch = next(stream)
+        self.waited += time.perf_counter() - start
+        return batch
+
+    def figures(self, batch_size: int) -> tuple[float, float]:
+        """(images a second, wait share) since the last restart, forgetting slowly."""
+        now = time.perf_counter()
+        self.seconds, self.since, self.steps = self.seconds + now - self.since, now, self.steps + 1
+        if self.steps > 50:
+            self.seconds, self.waited, self.steps = self.seconds / 2, self.waited / 2, self.steps // 2
+        return batch_size * self.steps / self.seconds, min(1.0, self.waited / self.seconds)
+
+    def restart(self) -> None:
+        """Leave out the time that evaluation and saving took."""
+        self.since = time.perf_counter()
 
 
 @dataclass
@@ -267,35 +327,6 @@ class Loop:
             self.log.image(step, "val", figures.sheet_array(images, labels, predictions, self.run.classes))
         self.pace.restart()
         return -1.0 if math.isnan(scores.miou) else scores.miou
-
-
-@dataclass
-class Pace:
-    """Images a second and the share of the time in which the devices waited for data."""
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    steps: int = 0
-    since: float = field(default_factory=time.perf_counter)
-
-    def wait(self, stream: Iterator[Batch]) -> Batch:
-        """The next batch, timed."""
-        start = time.perf_counter()
-        batch = next(stream)
-        self.waited += time.perf_counter() - start
-        return batch
-
-    def figures(self, batch_size: int) -> tuple[float, float]:
-        """(images a second, wait share) since the last restart, forgetting slowly."""
-        now = time.perf_counter()
-        self.seconds, self.since, self.steps = self.seconds + now - self.since, now, self.steps + 1
-        if self.steps > 50:
-            self.seconds, self.waited, self.steps = self.seconds / 2, self.waited / 2, self.steps // 2
-        return batch_size * self.steps / self.seconds, min(1.0, self.waited / self.seconds)
-
-    def restart(self) -> None:
-        """Leave out the time that evaluation and saving took."""
-        self.since = time.perf_counter()
 
 
 def _ended(run: Run, position: Position) -> bool:

@@ -20,8 +20,10 @@ def state():
 
 
 def raw(tree):
-    return [np.asarray(jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a)
-            for a in jax.tree.leaves(tree)]
+    return [
+        np.asarray(jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a)
+        for a in jax.tree.leaves(tree)
+    ]
 
 
 def same(a, b):

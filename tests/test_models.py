@@ -18,9 +18,7 @@ def count(tree):
 
 def test_the_recipes_unet_has_7_703_367_parameters():
     model = UNet(num_classes=7)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)), train=False)
-    )
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)), train=False))
     assert count(shapes["params"]) == 7_703_367
 
 

@@ -40,9 +40,10 @@ def test_sgd_is_minus_rate_times_gradient():
 
 
 def test_adam_is_optax_adam():
-    ours, theirs = build_optimizer(
-        total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "learning_rate": 1e-3}
-    ), optax.adam(1e-3)
+    ours, theirs = (
+        build_optimizer(total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "learning_rate": 1e-3}),
+        optax.adam(1e-3),
+    )
     a, b = ours.init(PARAMS), theirs.init(PARAMS)
     for scale in (1.0, -2.0, 0.5):
         grads = jax.tree.map(lambda g: g * scale, GRADS)
@@ -72,9 +73,7 @@ def test_freezing_and_multipliers_go_by_path():
 
 
 def test_frozen_parameters_have_no_moments_and_no_share_in_the_clip_norm():
-    tx = build_optimizer(
-        total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "freeze": ("down0",)}
-    )
+    tx = build_optimizer(total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "freeze": ("down0",)})
     sizes = [a.size for a in jax.tree.leaves(tx.init(PARAMS)) if a.ndim]
     assert sum(sizes) == 2 * 2  # two moments of the head's two numbers
     assert np.allclose(step(clip_norm=1.0, freeze=("down0",))["head"]["kernel"], -0.1 / np.sqrt(2))
@@ -110,4 +109,8 @@ def test_wrong_values_are_named(change, says):
 
 def test_first_matching_multiplier_counts():
     factors = rate_factors(PARAMS, (), {"head/bias": 3.0, "bias": 2.0})
-    assert factors["head"]["bias"] == 3.0 and factors["down0"]["bias"] == 2.0 and factors["head"]["kernel"] == 1.0
+    assert (
+        factors["head"]["bias"] == 3.0
+        and factors["down0"]["bias"] == 2.0
+        and factors["head"]["kernel"] == 1.0
+    )

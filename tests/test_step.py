@@ -54,9 +54,7 @@ def trained(mode, devices, loss, *, accumulate=1, norm="batch", compile_step=Non
     model = UNet(CLASSES, 4, 1, norm=norm, axis_name=place.axis_name)
     tx = optax.sgd(0.1, momentum=0.9)
     state = place.place_state(init_state(model, tx, 3, image_size=(SIZE, SIZE), ema=True))
-    body = make_train_step(
-        model, tx, loss, accumulate=accumulate, ema_decay=0.5, axis_name=place.axis_name
-    )
+    body = make_train_step(model, tx, loss, accumulate=accumulate, ema_decay=0.5, axis_name=place.axis_name)
     step = place.compile_train_step(body) if compile_step is None else compile_step(body)
     evaluate = place.compile_eval_step(
         make_eval_step(model, loss, num_classes=CLASSES, axis_name=place.axis_name)
@@ -211,7 +209,9 @@ def test_the_average_is_the_recurrence_and_is_what_evaluation_uses():
     model, state, step = small(ema=0.9)
     after, _ = step(state, batch_with_uneven_void())
     want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.params, after.params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-7)), after.ema["params"], want))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-7)), after.ema["params"], want)
+    )
     predict = make_predict_step(model)
     image = batch_with_uneven_void().image
     plain = after.replace(params=after.ema["params"], batch_stats=after.ema["batch_stats"], ema=None)

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step
+from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step, summary
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
 from jaxseg.data.prepare import Manifest, prepare_split
@@ -314,6 +314,19 @@ class Run:
         labels = np.stack([records[int(i)]["label"] for i in chosen])
         predictions = self.predict_step(state, images.astype(np.float32) / 255.0)
         return images, labels, np.asarray(predictions)
+
+    def step_cost(self, state: TrainState) -> summary.StepCost | None:
+        """FLOPs and memory of the train step, from shapes alone; compiles it, as its first call would."""
+        height, width = self.experiment.dataset.image_size
+        shape = (self.experiment.train.batch_size, height, width)
+        batch = Batch(
+            image=jax.ShapeDtypeStruct((*shape, 3), np.float32),
+            label=jax.ShapeDtypeStruct(shape, np.int32),
+            occlusion=jax.ShapeDtypeStruct(shape, np.bool_),
+            example_id=jax.ShapeDtypeStruct(shape[:1], np.int32),
+        )
+        compiled = self.experiment.parallel.compiled(self.train_step, state, batch)
+        return None if compiled is None else summary.step_cost(compiled)
 
     @cached_property
     def train_step(self) -> step.TrainStep:

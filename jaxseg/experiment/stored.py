@@ -38,14 +38,14 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG_FILE
     if path.exists():
-        differing = _differences(_plain(read_config(workdir)), _plain(config))
+        differing = _differences(plain(read_config(workdir)), plain(config))
         if differing:
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(differing)}; "
                 "use another --workdir, or the values it was started with"
             )
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_plain(config), indent=2) + "\n")
+    temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
     temporary.replace(path)
 
 
@@ -55,7 +55,7 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{path} is not there; name the workdir of a run with --workdir")
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text()))).lock()
+        return ConfigDict(with_tuples(json.loads(path.read_text()))).lock()
     except ValueError as e:
         raise UserError(
             f"{path} is not JSON ({e}); restore it from the run's checkpoints/STEP/meta"
@@ -67,17 +67,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
 def with_tuples(value: Any) -> Any:
     """Lists, as JSON gives them, as the tuples that configs hold."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

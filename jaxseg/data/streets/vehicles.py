@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxseg.data.streets.canvas import Canvas
 from jaxseg.data.streets.camera import NEAR
+from jaxseg.data.streets.canvas import Canvas
 
 CAR, TRUCK, BUS = 26, 27, 28
 

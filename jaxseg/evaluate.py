@@ -1,0 +1,127 @@
+"""The figures of a whole split: sums and confusion matrices are added up, and divided once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxseg.errors import UserError
+from jaxseg.losses import Loss
+from jaxseg.metrics import Scores, scores
+from jaxseg.step import EvalOutput, EvalStep
+from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is known of a state on a split."""
+
+    scores: Scores
+    loss: float
+    """Of all pixels of the split together, not a mean of batch losses."""
+    components: dict[str, float]
+    confusion_ncc: np.ndarray
+    """[N, C, C] int64, an image each; rows are labels, columns predictions."""
+    example_ids: np.ndarray
+    """[N] int32: which image each matrix is of."""
+
+    @property
+    def num_images(self) -> int:
+        """How many images were scored."""
+        return len(self.example_ids)
+
+    @property
+    def confusion_cc(self) -> np.ndarray:
+        """[C, C] int64 of the whole split."""
+        return self.confusion_ncc.sum(axis=0)
+
+
+def evaluate(
+    eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], *, loss: Loss, num_classes: int
+) -> Evaluation:
+    """Scores every image of `batches` once; an image with example_id -1 fills a last batch and is left out.
+
+    Raises UserError for no image at all, and RuntimeError where the matrices do not hold every valid
+    pixel exactly once.
+    """
+    total: PyTree = None
+    matrices: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    pending: tuple[Batch, EvalOutput] | None = None
+
+    def take(batch: Batch, output: EvalOutput) -> None:
+        nonlocal total
+        sums = jax.tree.map(lambda s: np.asarray(s, np.float64), output.loss_sums)
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+        confusion, labels = np.asarray(output.confusion_bcc, np.int64), np.asarray(batch.label)
+        valid = int((labels != IGNORE_LABEL).sum())
+        if confusion.sum() != valid:
+            raise RuntimeError(f"{confusion.sum()} pixels were counted and {valid} are valid")
+        real = np.asarray(batch.example_id) >= 0
+        matrices.append(confusion[real])
+        ids.append(np.asarray(batch.example_id)[real])
+
+    for batch in batches:
+        output = eval_step(state, batch)
+        # One batch late, so that the device has the next one while the host adds up.
+        if pending is not None:
+            take(*pending)
+        pending = (batch, output)
+    if pending is None:
+        raise UserError("the split holds no image; prepare it from a source that has some")
+    take(*pending)
+    float32_sums = jax.tree.map(np.float32, total)
+    confusion_ncc = np.concatenate(matrices)
+    assert confusion_ncc.shape[1:] == (num_classes, num_classes)
+    return Evaluation(
+        scores=scores(confusion_ncc.sum(axis=0)),
+        loss=float(loss.combine(float32_sums)),
+        components={name: float(value) for name, value in loss.components(float32_sums).items()},
+        confusion_ncc=confusion_ncc,
+        example_ids=np.concatenate(ids),
+    )
+
+
+def to_json(
+    evaluation: Evaluation,
+    *,
+    split: str,
+    classes: ClassTable,
+    step: int,
+    classes_hash: str,
+    mapping_hash: str,
+) -> dict[str, Any]:
+    """What eval/SPLIT.json holds; a class that is neither labelled nor predicted is null."""
+    figures = evaluation.scores
+    return {
+        "split": split,
+        "num_images": evaluation.num_images,
+        "pixel_accuracy": _or_none(figures.pixel_accuracy),
+        "miou": _or_none(figures.miou),
+        "iou": {name: _or_none(value) for name, value in zip(classes.names, figures.iou, strict=True)},
+        "loss": _or_none(evaluation.loss),
+        "components": {name: _or_none(value) for name, value in evaluation.components.items()},
+        "confusion_matrix": evaluation.confusion_cc.tolist(),
+        "step": int(step),
+        "classes_hash": classes_hash,
+        "mapping_hash": mapping_hash,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
