@@ -339,7 +339,7 @@ def _write_class_weights(run: Run, data: Data, workdir: Path) -> None:
     written: dict[str, dict[str, float]] = {}
     for part, section in run.experiment.config.loss.items():
         if section.weight and "class_weights" in section and section.class_weights != "none":
-            weights = losses.class_weights(pixels, section.class_weights)
+            weights = losses.resolve_weights(pixels, section.class_weights, f"loss.{part}.class_weights")
             written[part] = dict(zip(names, weights, strict=True))
             text = ", ".join(f"{name} {weight:.3f}" for name, weight in written[part].items())
             print(f"Class weights of {part} ({section.class_weights}): {text}")

@@ -26,7 +26,7 @@ def random_pair(seed, num_classes, shape=(3, 7, 6), void=0.2, dtype=np.int32):
     return labels.astype(dtype), predictions.astype(dtype)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 7, 19]), st.sampled_from([0.0, 0.3, 1.0]))
 def test_equals_a_loop_over_pixels(seed, num_classes, void):
     labels, predictions = random_pair(seed, num_classes, void=void)
@@ -68,7 +68,7 @@ def test_counts_past_what_float32_can_count():
     assert int(confusion_matrix(labels, labels, 2)[0, 0, 0]) == side * side
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from([1, 3]), st.sampled_from([0, 2]))
 def test_a_split_of_images_merges_to_the_whole(seed, cut, padding):
     labels, predictions = random_pair(seed, 5, shape=(5, 6, 4))

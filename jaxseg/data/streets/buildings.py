@@ -48,6 +48,8 @@ def draw_building(canvas: Canvas, building: Building) -> None:
         slope = np.array([front[3], front[2], ridge_xyz[1], ridge_xyz[0]])
         canvas.world_polygon(slope, canvas.surface(roof_colour, BUILDING, "brick", depth))
     for wall, shade, doors in ((side, building.shade[1], False), (front, building.shade[0], True)):
+        if not canvas.sees(canvas.camera.view(wall)):
+            continue
         canvas.world_polygon(wall, canvas.surface(colour * shade, BUILDING, material, depth))
         _decorate(canvas, rng, wall, look, (shade, depth), doors)
 
@@ -81,13 +83,17 @@ class _Look:
 
 def _look(rng: np.random.Generator, colour: np.ndarray) -> _Look:
     strip = rng.random() < 0.15
-    glass = pick(rng, "sky") * 0.8 if rng.random() < 0.4 else np.array([0.16, 0.18, 0.21]) * rng.uniform(0.6, 1.8)
+    glass = (
+        pick(rng, "sky") * 0.8 if rng.random() < 0.4 else np.array([0.16, 0.18, 0.21]) * rng.uniform(0.6, 1.8)
+    )
     return _Look(
         storey=rng.uniform(2.7, 4.0),
         bay=rng.uniform(1.8, 3.8),
         fill=(0.96 if strip else rng.uniform(0.35, 0.65), rng.uniform(0.4, 0.65)),
         glass=glass,
-        frame=np.clip(colour * rng.choice([0.7, 1.3]), 0, 0.95) if rng.random() < 0.5 else pick(rng, "facade"),
+        frame=np.clip(colour * rng.choice([0.7, 1.3]), 0, 0.95)
+        if rng.random() < 0.5
+        else pick(rng, "facade"),
         shop=pick(rng, "paint"),
         has_shops=rng.random() < 0.45,
         has_bands=rng.random() < 0.5,
@@ -117,16 +123,20 @@ def _decorate(
     tones = np.exp(0.3 * rng.standard_normal(len(s)))
     if look.has_bands:
         ledges = np.arange(1, storeys)
-        rects = np.stack([0 * ledges, 0 * ledges + 1.0, ledges - 0.06, ledges + 0.06], axis=1) / [1, 1, storeys, storeys]
-        band = canvas.surface(look.frame * shade, BUILDING, "plaster", depth)
-        _rectangles(canvas, wall, rects, [band] * len(rects))
-    frames = np.stack([s + 0.5 - half_s - 0.06, s + 0.5 + half_s + 0.06, t + 0.5 - half_t - 0.07, t + 0.55 + half_t], axis=1)
+        rects = np.stack([0 * ledges, 0 * ledges + 1.0, ledges - 0.06, ledges + 0.06], axis=1) / [
+            1,
+            1,
+            storeys,
+            storeys,
+        ]
+        _rectangles(canvas, wall, rects, look.frame * shade, "plaster", depth)
+    frames = np.stack(
+        [s + 0.5 - half_s - 0.06, s + 0.5 + half_s + 0.06, t + 0.5 - half_t - 0.07, t + 0.55 + half_t], axis=1
+    )
     panes = np.stack([s + 0.5 - half_s, s + 0.5 + half_s, t + 0.5 - half_t, t + 0.5 + half_t], axis=1)
     size = [bays, bays, storeys, storeys]
-    frame = canvas.surface(look.frame * shade, BUILDING, "plaster", depth)
-    _rectangles(canvas, wall, frames / size, [frame] * len(s))
-    glass = [canvas.surface(np.clip(look.glass * tone, 0, 0.95), BUILDING, "glass", depth) for tone in tones]
-    _rectangles(canvas, wall, panes / size, glass)
+    _rectangles(canvas, wall, frames / size, look.frame * shade, "plaster", depth)
+    _rectangles(canvas, wall, panes / size, tones[:, None] * look.glass, "glass", depth)
     if doors:
         _ground_floor(canvas, rng, wall, look, (shade, depth), 1 / storeys)
 
@@ -140,28 +150,27 @@ def _ground_floor(
     top: float,
 ) -> None:
     shade, depth = light
-    base = canvas.surface(look.base * shade, BUILDING, "plaster", depth)
-    _rectangles(canvas, wall, np.array([[0, 1, 0, top]]), [base])
+    _rectangles(canvas, wall, np.array([[0, 1, 0, top]]), look.base * shade, "plaster", depth)
     count = max(1, int(np.linalg.norm(wall[1] - wall[0]) / 4))
     at = (np.arange(count) + 0.5) / count
     wide = (0.42 if look.has_shops else 0.2) / count
     openings = np.stack([at - wide, at + wide, 0 * at + (0.1 * top), 0 * at + 0.72 * top], axis=1)
     door = int(rng.integers(count))
     openings[door] = [at[door] - 0.13 / count, at[door] + 0.13 / count, 0, 0.75 * top]
-    tones = [look.glass * rng.uniform(0.6, 1.4) for _ in range(count)]
+    tones = look.glass * rng.uniform(0.6, 1.4, (count, 1))
     tones[door] = look.shop * 0.7
-    _rectangles(
-        canvas, wall, openings, [canvas.surface(np.clip(c, 0, 0.95), BUILDING, "glass", depth) for c in tones]
-    )
+    _rectangles(canvas, wall, openings, tones, "glass", depth)
     if look.has_shops:
-        sign = canvas.surface(look.shop * shade, BUILDING, "paint", depth)
-        _rectangles(canvas, wall, np.array([[0.05, 0.95, 0.76 * top, 0.95 * top]]), [sign])
+        board = np.array([[0.05, 0.95, 0.76 * top, 0.95 * top]])
+        _rectangles(canvas, wall, board, look.shop * shade, "paint", depth)
 
 
-def _rectangles(canvas: Canvas, wall: np.ndarray, rects: np.ndarray, surfaces: list[int]) -> None:
+def _rectangles(
+    canvas: Canvas, wall: np.ndarray, rects: np.ndarray, colours: np.ndarray, material: str, depth: float
+) -> None:
     """Rectangles [n, 4] (from, to along the wall; from, to upwards; shares of the wall)."""
     view = canvas.camera.view(wall)
     across, up = view[1] - view[0], view[3] - view[0]
     s = rects[:, [0, 1, 1, 0], None]
     t = rects[:, [2, 2, 3, 3], None]
-    canvas.view_quads(view[0] + s * across + t * up, surfaces)
+    canvas.view_quads(view[0] + s * across + t * up, colours, BUILDING, material, depth)

@@ -36,31 +36,36 @@ class Camera:
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         x = x - self.offset + self.bend * z * np.abs(z)
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        return np.stack([x * cos - z * sin, y - self.eye, x * sin + z * cos], axis=-1)
+        seen = np.empty(points.shape)
+        seen[..., 0], seen[..., 1], seen[..., 2] = x * cos - z * sin, y - self.eye, x * sin + z * cos
+        return seen
 
     def pixels(self, view: np.ndarray) -> np.ndarray:
         """Camera coordinates [..., 3], z > 0 -> (column, row) [..., 2]."""
         scale = self.focal / view[..., 2]
         across, down = view[..., 0] * scale, self.horizon - self.rows / 2 - view[..., 1] * scale
         cos, sin = np.cos(self.roll), np.sin(self.roll)
-        return np.stack(
-            [self.cols / 2 + across * cos - down * sin, self.rows / 2 + across * sin + down * cos], axis=-1
-        )
+        pixels = np.empty((*across.shape, 2))
+        pixels[..., 0] = self.cols / 2 + across * cos - down * sin
+        pixels[..., 1] = self.rows / 2 + across * sin + down * cos
+        return pixels
 
     def rays(self) -> tuple[np.ndarray, np.ndarray]:
         """(across, below), each [rows, cols]: pixels right of the axis and below the horizon, roll undone."""
-        row, col = np.meshgrid(np.arange(self.rows) + 0.5, np.arange(self.cols) + 0.5, indexing="ij")
         cos, sin = np.cos(self.roll), np.sin(self.roll)
-        right, down = col - self.cols / 2, row - self.rows / 2
-        across = (right * cos + down * sin).astype(np.float32)
-        below = (down * cos - right * sin + self.rows / 2 - self.horizon).astype(np.float32)
+        right = (np.arange(self.cols) + 0.5 - self.cols / 2)[None, :]
+        down = (np.arange(self.rows) + 0.5 - self.rows / 2)[:, None]
+        across = (right * cos).astype(np.float32) + (down * sin).astype(np.float32)
+        below = (down * cos + self.rows / 2 - self.horizon).astype(np.float32) - (right * sin).astype(
+            np.float32
+        )
         return across, below
 
     def ground(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """World x and z of the ground under each pixel and its depth, [rows, cols]; depth 1e4 in the sky."""
         across, below = self.rays()
-        depth = np.where(below > 0.05, self.focal * self.eye / np.maximum(below, 0.05), 1e4)
-        depth = depth.astype(np.float32)
+        depth = np.float32(self.focal * self.eye) / np.maximum(below, np.float32(0.05))
+        depth = np.where(below > 0.05, depth, np.float32(1e4))
         across = across * depth / np.float32(self.focal)
         cos, sin = np.float32(np.cos(self.yaw)), np.float32(np.sin(self.yaw))
         z = depth * cos - across * sin

@@ -48,8 +48,8 @@ class Canvas:
         self._facts: list[tuple[int, int, float]] = [(0, 0, 0.0)]
 
     def surface(self, colour: Sequence[float] | Colour, label: int, material: str, depth: float) -> int:
-        """A new table row; its number is what is drawn."""
-        self._colours.append((float(colour[0]), float(colour[1]), float(colour[2])))
+        """A new table row; its number is what is drawn. The colour is cut to [0, 1] later."""
+        self._colours.append(tuple(colour))
         self._facts.append((label, MATERIAL_IDS[material], depth))
         return len(self._facts) - 1
 
@@ -71,21 +71,41 @@ class Canvas:
         if view[:, 2].min() < NEAR:
             view = clip_near(view)
         if len(view) >= 3:
-            self.polygon(np.clip(self.camera.pixels(view), -1e4, 1e4), surface)
+            self.polygon(_bounded(self.camera.pixels(view)), surface)
 
     def world_polygon(self, points: np.ndarray, surface: int) -> None:
         """Fills a polygon of world coordinates [n, 3]."""
         self.view_polygon(self.camera.view(points), surface)
 
-    def view_quads(self, view: np.ndarray, surfaces: Sequence[int]) -> None:
-        """Fills many quads [n, 4, 3]; those that reach behind NEAR or are below half a pixel are left out."""
+    def sees(self, view: np.ndarray) -> bool:
+        """False where the hull of camera coordinates [n, 3] is certainly out of the photo."""
+        # 1.1 leaves room for the roll of the camera.
+        edge = (1.1 * self.camera.cols / 2 / self.camera.focal) * view[:, 2]
+        x = view[:, 0]
+        return not ((view[:, 2] < NEAR).all() or (x > edge).all() or (-x > edge).all())
+
+    def view_quads(
+        self, view: np.ndarray, colours: np.ndarray, label: int, material: str, depth: float
+    ) -> None:
+        """Fills quads [n, 4, 3] in one colour [3] or one each [n, 3].
+
+        Those that reach behind NEAR, are out of the photo or below half a pixel are left out.
+        """
+        colours = np.broadcast_to(colours, (len(view), 3))
         ahead = view[..., 2].min(axis=1) > NEAR
-        pixels = self.camera.pixels(np.where(ahead[:, None, None], view, 1.0))
-        extent = pixels.max(axis=1) - pixels.min(axis=1)
-        shown = ahead & (extent.min(axis=1) > 0.5) & (pixels[..., 0].max(axis=1) > 0)
-        shown &= pixels[..., 0].min(axis=1) < self.camera.cols
-        for i in np.flatnonzero(shown):
-            self._draw.polygon(pixels[i].ravel().tolist(), fill=surfaces[i])
+        if not ahead.all():
+            view, colours = view[ahead], colours[ahead]
+            if not len(view):
+                return
+        pixels = self.camera.pixels(view)
+        low, high = pixels.min(axis=1), pixels.max(axis=1)
+        shown = ((high - low > 0.5) & (high > 0) & (low < (self.camera.cols, self.camera.rows))).all(axis=1)
+        rows, tones = pixels[shown].reshape(-1, 8).tolist(), colours[shown].tolist()
+        first = len(self._facts)
+        self._colours += tones
+        self._facts += [(label, MATERIAL_IDS[material], depth)] * len(tones)
+        for i, row in enumerate(rows):
+            self._draw.polygon(row, fill=first + i)
 
     def shadow(self, footprint: np.ndarray, height: float, sun: tuple[float, float]) -> None:
         """The shadow on the ground of a prism: `footprint` [n, 2] (x, z) metres, `sun` its shift a metre."""
@@ -94,9 +114,7 @@ class Canvas:
         view = self.camera.view(np.insert(outline, 1, 0.0, axis=1))
         view = clip_near(view) if view[:, 2].min() < NEAR else view
         if len(view) >= 3:
-            self._draw_shadow.polygon(
-                np.clip(self.camera.pixels(view), -1e4, 1e4).ravel().tolist(), fill=255
-            )
+            self._draw_shadow.polygon(_bounded(self.camera.pixels(view)).ravel().tolist(), fill=255)
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Surface numbers [rows, cols], shadow share [rows, cols], and columns colour [n, 3], label, material, depth."""
@@ -104,11 +122,16 @@ class Canvas:
         return (
             np.asarray(self._ids),
             np.asarray(self._shadow, np.float32) / 255,
-            np.array(self._colours, np.float32),
+            np.clip(np.array(self._colours, np.float32), 0, 1),
             np.array(labels, np.uint8),
             np.array(materials),
             np.array(depths, np.float32),
         )
+
+
+def _bounded(pixels: np.ndarray) -> np.ndarray:
+    """Keeps far-off corners within what the rasteriser's integers hold."""
+    return np.minimum(np.maximum(pixels, -1e4), 1e4)
 
 
 def convex_hull(points: np.ndarray) -> np.ndarray:

@@ -34,30 +34,49 @@ def draw_tree(canvas: Canvas, tree: Tree) -> None:
     """Trunk, then clumps from dark and inner to bright and outer."""
     rng = np.random.default_rng(tree.style)
     view = canvas.camera.view(np.array([tree.x, 0.0, tree.z]))
-    if view[2] < 3 * NEAR:
+    reach = view + 1.3 * tree.crown[0] * np.array([[-1.0, 0, 0], [1.0, 0, 0]])
+    if view[2] < 3 * NEAR or not canvas.sees(reach):
         return
     depth, scale = float(view[2]), canvas.camera.focal / float(view[2])
     column, row = canvas.camera.pixels(view)
-    leaf, bark = pick(rng, "leaf"), pick(rng, "leaf") * 0.4 + np.array([0.2, 0.17, 0.14]) * rng.uniform(0.5, 1.6)
+    leaf, bark = (
+        pick(rng, "leaf"),
+        pick(rng, "leaf") * 0.4 + np.array([0.2, 0.17, 0.14]) * rng.uniform(0.5, 1.6),
+    )
     radius, tall = tree.crown
     if tree.trunk > 0:
         half, lean = max(0.6, radius * 0.07 * scale), rng.normal(0, 0.05) * scale
         top = row - (tree.trunk + 0.4 * tall) * scale
-        trunk = np.array([(column - half, row), (column + half, row), (column + lean + half * 0.6, top), (column + lean - half * 0.6, top)])
+        trunk = np.array(
+            [
+                (column - half, row),
+                (column + half, row),
+                (column + lean + half * 0.6, top),
+                (column + lean - half * 0.6, top),
+            ]
+        )
         canvas.polygon(trunk, canvas.surface(bark, VEGETATION, "bark", depth))
     count = int(np.clip(radius * scale * 1.6, 8, 70))
     size = radius * float(np.clip(2.1 / np.sqrt(count), 0.22, 0.6))
     y, angle = rng.random(count), rng.uniform(0, 2 * np.pi, count)
-    reach = {"round": np.sqrt(np.maximum(0.05, 1 - (2 * y - 1) ** 2)), "cone": 1.08 - y, "column": np.full(count, 0.8)}
+    reach = {
+        "round": np.sqrt(np.maximum(0.05, 1 - (2 * y - 1) ** 2)),
+        "cone": 1.08 - y,
+        "column": np.full(count, 0.8),
+    }
     outward = np.sqrt(rng.random(count))
     across = np.cos(angle) * outward * reach[tree.shape] * radius
     tone = 0.62 + 0.3 * y + 0.22 * tree.sun * np.cos(angle) * outward + 0.12 * rng.standard_normal(count)
     hue = 1 + 0.08 * rng.standard_normal((count, 3))
     sizes = size * rng.uniform(0.6, 1.25, (count, 2)) * [1.15, 0.9]
-    for i in np.argsort(outward + 0.5 * y):
-        clump = canvas.surface(np.clip(leaf * hue[i] * tone[i], 0.02, 1), VEGETATION, "leaf", depth)
-        up = row - (tree.trunk + size * 0.6 + y[i] * (tall - size)) * scale
-        canvas.ellipse(column + across[i] * scale, up, (sizes[i, 0] * scale, sizes[i, 1] * scale), clump)
+    order = np.argsort(outward + 0.5 * y, kind="stable")
+    right = (column + across * scale)[order].tolist()
+    up = (row - (tree.trunk + size * 0.6 + y * (tall - size)) * scale)[order].tolist()
+    halves = (sizes * scale)[order].tolist()
+    colours = (leaf * hue * tone[:, None])[order].tolist()
+    for at_column, at_row, half_axes, colour in zip(right, up, halves, colours, strict=True):
+        clump = canvas.surface(colour, VEGETATION, "leaf", depth)
+        canvas.ellipse(at_column, at_row, (half_axes[0], half_axes[1]), clump)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +94,8 @@ class Strip:
 def draw_strip(canvas: Canvas, strip: Strip) -> None:
     """A wall or hedge is solid; a fence shows what is behind it between its bars."""
     (ax, az), (bx, bz) = strip.start, strip.end
+    if not canvas.sees(canvas.camera.view(np.array([(ax, 0.0, az), (bx, 0.0, bz)]))):
+        return
     depth = float(max(1.0, canvas.camera.view(np.array([(ax + bx) / 2, 0, (az + bz) / 2]))[2]))
     corners = np.array([(ax, 0, az), (bx, 0, bz), (bx, strip.height, bz), (ax, strip.height, az)])
     if strip.kind == "hedge":
@@ -82,19 +103,19 @@ def draw_strip(canvas: Canvas, strip: Strip) -> None:
     elif strip.kind == "wall":
         canvas.world_polygon(corners, canvas.surface(strip.colour, WALL, "brick", depth))
         corners[:2, 1] = strip.height - 0.12
-        canvas.world_polygon(corners, canvas.surface(np.clip(strip.colour * 1.15, 0, 1), WALL, "plaster", depth))
+        canvas.world_polygon(corners, canvas.surface(strip.colour * 1.15, WALL, "plaster", depth))
     else:
-        surface = canvas.surface(strip.colour, FENCE, "metal", depth)
+        look = (FENCE, "metal", depth)
         bars = max(2, int(np.hypot(bx - ax, bz - az) / 0.35))
         at = np.arange(bars)[:, None, None] / bars + np.array([0, 0.35, 0.35, 0])[None, :, None] / bars
         level = np.array([0, 0, strip.height, strip.height])
         points = corners[0] + at * (corners[1] - corners[0])
         points[..., 1] = level
-        canvas.view_quads(canvas.camera.view(points), [surface] * bars)
+        canvas.view_quads(canvas.camera.view(points), strip.colour, *look)
         for low in (0.25, 0.8):
             rail = corners.copy()
             rail[:, 1] = np.array([low, low, low + 0.08, low + 0.08]) * strip.height
-            canvas.world_polygon(rail, surface)
+            canvas.world_polygon(rail, canvas.surface(strip.colour, *look))
 
 
 def _draw_hedge(canvas: Canvas, corners: np.ndarray, strip: Strip, depth: float) -> None:
@@ -107,7 +128,7 @@ def _draw_hedge(canvas: Canvas, corners: np.ndarray, strip: Strip, depth: float)
     tones = 0.7 + 0.35 * share[:, 1] + 0.1 * rng.standard_normal(60)
     for i in np.flatnonzero(view[:, 2] > 2 * NEAR):
         scale = canvas.camera.focal / view[i, 2]
-        surface = canvas.surface(np.clip(strip.colour * tones[i], 0.02, 1), VEGETATION, "leaf", depth)
+        surface = canvas.surface(strip.colour * tones[i], VEGETATION, "leaf", depth)
         canvas.ellipse(*canvas.camera.pixels(view[i]), (0.28 * scale, 0.2 * scale), surface)
 
 
@@ -136,21 +157,47 @@ def draw_post(canvas: Canvas, post: Post) -> None:
     column, row = (float(v) for v in canvas.camera.pixels(view))
     if post.carries == "bin":
         body = canvas.surface(post.board, STATIC, "metal", depth)
-        canvas.polygon(np.array([(column + a * scale, row - b * scale) for a, b in ((-0.22, 0), (0.22, 0), (0.28, 0.95), (-0.28, 0.95))]), body)
+        canvas.polygon(
+            np.array(
+                [
+                    (column + a * scale, row - b * scale)
+                    for a, b in ((-0.22, 0), (0.22, 0), (0.28, 0.95), (-0.28, 0.95))
+                ]
+            ),
+            body,
+        )
         return
     half, top = max(0.5, 0.06 * scale), row - post.height * scale
     pole = canvas.surface(post.colour, POLE, "metal", depth)
-    canvas.polygon(np.array([(column - half, row), (column + half, row), (column + half * 0.7, top), (column - half * 0.7, top)]), pole)
+    canvas.polygon(
+        np.array(
+            [
+                (column - half, row),
+                (column + half, row),
+                (column + half * 0.7, top),
+                (column - half * 0.7, top),
+            ]
+        ),
+        pole,
+    )
     side = -1.0 if post.x > 0 else 1.0
     if post.carries == "lamp":
         reach, thick = column + side * 1.4 * scale, max(0.5, 0.08 * scale)
-        canvas.polygon(np.array([(column, top - thick), (reach, top - 2 * thick), (reach, top + thick), (column, top + thick)]), pole)
+        canvas.polygon(
+            np.array(
+                [(column, top - thick), (reach, top - 2 * thick), (reach, top + thick), (column, top + thick)]
+            ),
+            pole,
+        )
     elif post.carries == "sign":
         _draw_sign(canvas, post, (column, top, scale), depth)
     elif post.carries == "light":
         box = canvas.surface((0.08, 0.08, 0.08), TRAFFIC_LIGHT, "metal", depth)
         w, h = 0.19 * scale, 0.95 * scale
-        canvas.polygon(np.array([(column - w, top), (column + w, top), (column + w, top + h), (column - w, top + h)]), box)
+        canvas.polygon(
+            np.array([(column - w, top), (column + w, top), (column + w, top + h), (column - w, top + h)]),
+            box,
+        )
         for i, bright in enumerate(((0.95, 0.2, 0.15), (0.95, 0.7, 0.15), (0.2, 0.9, 0.5))):
             tone = np.array(bright) * (1.0 if i == post.lit else 0.25)
             lens = canvas.surface(tone, TRAFFIC_LIGHT, "glass", depth)
@@ -171,4 +218,9 @@ def _draw_sign(canvas: Canvas, post: Post, at: tuple[float, float, float], depth
         if post.shape == 0:
             canvas.ellipse(column, top, (radius * share, radius * share), surface)
         else:
-            canvas.polygon(np.array([(column + x * radius * share, top + y * radius * share) for x, y in corners[post.shape]]), surface)
+            canvas.polygon(
+                np.array(
+                    [(column + x * radius * share, top + y * radius * share) for x, y in corners[post.shape]]
+                ),
+                surface,
+            )

@@ -40,34 +40,34 @@ class Light:
 
 def sample_light(rng: np.random.Generator) -> Light:
     """Noon, overcast, haze, dusk."""
-    dusk, overcast = rng.random() < 0.18, rng.random() < 0.35
-    warm = rng.normal(0, 0.07) + (0.06 if dusk else 0)
-    exposure = np.exp(rng.normal(-0.02, 0.2)) * (0.62 if dusk else 1.0)
+    dusk, overcast = rng.random() < 0.12, rng.random() < 0.35
+    warm = rng.normal(0, 0.045) + (0.06 if dusk else 0)
+    exposure = np.exp(rng.normal(0.03, 0.13)) * (0.68 if dusk else 1.0)
     angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1.8)
     zenith, horizon = pick(rng, "sky"), pick(rng, "sky")
     return Light(
         gain=exposure * np.array([1 + warm, 1 + rng.normal(0, 0.02), 1 - warm]),
-        gamma=float(np.exp(rng.normal(0, 0.16))),
-        saturation=float(rng.uniform(0.45, 1.2)),
-        haze=float(rng.choice([0.0008, 0.003, 0.008]) * rng.uniform(0.5, 1.5)),
+        gamma=float(np.exp(rng.normal(0, 0.08))),
+        saturation=float(rng.uniform(0.7, 1.2)),
+        haze=float(rng.choice([0.0006, 0.002, 0.005]) * rng.uniform(0.5, 1.5)),
         sky=(zenith, 0.6 * horizon + 0.4 * zenith, pick(rng, "sky")),
         cloud=(float(rng.uniform(-0.6, 1.6)), float(rng.uniform(0.3, 0.9))),
         sun=(float(np.cos(angle) * reach), float(np.sin(angle) * reach)),
         shadow=0.1 if overcast or dusk else float(rng.uniform(0.3, 0.58)),
         vignette=float(rng.uniform(0, 0.3)),
-        noise=float(rng.uniform(0.006, 0.035)),
-        blur=float(rng.uniform(0, 0.8)),
+        noise=float(rng.uniform(0.004, 0.016)),
+        blur=float(rng.uniform(0, 0.5)),
     )
 
 
 def draw_sky(rng: np.random.Generator, camera: Camera, light: Light) -> np.ndarray:
     """Gradient and clouds, [rows, cols, 3]."""
     _, below = camera.rays()
-    height = np.clip(-below / (0.6 * camera.rows), 0, 1)[..., None]
-    zenith, horizon, cloud = light.sky
+    height = np.clip(-below / np.float32(0.6 * camera.rows), 0, 1)[..., None]
+    zenith, horizon, cloud = (c.astype(np.float32) for c in light.sky)
     sky = horizon + (zenith - horizon) * height
     noise = smooth_noise(rng, below.shape, 5) + 0.5 * smooth_noise(rng, below.shape, 14)
-    cover = np.clip((noise - light.cloud[0]) * 1.2, 0, 1)[..., None] * light.cloud[1]
+    cover = np.clip((noise - light.cloud[0]) * 1.2, 0, 1)[..., None] * np.float32(light.cloud[1])
     return sky * (1 - cover) + cloud * cover
 
 
@@ -90,14 +90,22 @@ def develop(
     label = np.where(thing, labels[ids], backdrop.label)
     material = np.where(thing, materials[ids], backdrop.material)
     depth = np.where(thing, depths[ids], backdrop.depth)
-    colour = colour * (1 - light.shadow * _soft(shadow) * ~thing)[..., None]
-    colour = colour * (1 + _texture(rng, material, depth))[..., None]
+    shade = (1 - np.float32(light.shadow) * _soft(shadow) * ~thing) * (1 + _texture(rng, material, depth))
+    colour = colour * shade[..., None]
     haze = 1 - np.exp(-light.haze * np.minimum(depth, 600))
     haze = np.where(label == 23, 0, haze)[..., None].astype(np.float32)
     colour = colour * (1 - haze) + light.sky[1].astype(np.float32) * haze
-    rows, cols = colour.shape[0] // SCALE, colour.shape[1] // SCALE
-    photo = colour.reshape(rows, SCALE, cols, SCALE, 3).mean(axis=(1, 3))
+    photo = _average(colour)
     return _expose(rng, photo, light), np.ascontiguousarray(label[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
+
+
+def _average(colour: np.ndarray) -> np.ndarray:
+    """Means of SCALE x SCALE blocks."""
+    total = np.zeros_like(colour[::SCALE, ::SCALE])
+    for i in range(SCALE):
+        for j in range(SCALE):
+            total += colour[i::SCALE, j::SCALE]
+    return total / np.float32(SCALE**2)
 
 
 def _texture(rng: np.random.Generator, material: np.ndarray, depth: np.ndarray) -> np.ndarray:

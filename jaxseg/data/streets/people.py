@@ -93,32 +93,72 @@ class _Figure:
             bend = 0.02 if p.sideways else 0.0
             low = 0.12 + 0.05 * side if p.rides else 0.0
             shape = [(at - 0.05, hip), (at + 0.05, hip), ((at + foot_x) / 2 + bend + 0.04, knee)]
-            shape += [(foot_x + 0.03, low + 0.03), (foot_x - 0.03, low + 0.03), ((at + foot_x) / 2 + bend - 0.04, knee)]
+            shape += [
+                (foot_x + 0.03, low + 0.03),
+                (foot_x - 0.03, low + 0.03),
+                ((at + foot_x) / 2 + bend - 0.04, knee),
+            ]
             self._fill(shape, leg)
             toe = 0.075 if p.sideways else 0.04
-            self._fill([(foot_x - 0.035, low), (foot_x + toe, low), (foot_x + 0.03, low + 0.04), (foot_x - 0.035, low + 0.04)], p.hair)
+            self._fill(
+                [
+                    (foot_x - 0.035, low),
+                    (foot_x + toe, low),
+                    (foot_x + 0.03, low + 0.04),
+                    (foot_x - 0.035, low + 0.04),
+                ],
+                p.hair,
+            )
         if p.bag == "back" and p.sideways:
-            self._fill([(-0.17, 0.56 + lift), (-0.05, 0.56 + lift), (-0.05, 0.8 + lift), (-0.16, 0.78 + lift)], p.extra)
+            self._fill(
+                [(-0.17, 0.56 + lift), (-0.05, 0.56 + lift), (-0.05, 0.8 + lift), (-0.16, 0.78 + lift)],
+                p.extra,
+            )
         hem = 0.33 if p.coat and not p.rides else hip - 0.03
         top_wide = wide * 1.05
-        torso = [(-wide * 0.85, hem), (wide * 0.85, hem), (lean + top_wide, shoulder - 0.05), (lean + top_wide * 0.7, shoulder)]
+        torso = [
+            (-wide * 0.85, hem),
+            (wide * 0.85, hem),
+            (lean + top_wide, shoulder - 0.05),
+            (lean + top_wide * 0.7, shoulder),
+        ]
         self._fill([*torso, (lean - top_wide * 0.7, shoulder), (lean - top_wide, shoulder - 0.05)], p.top)
         for side in (-1, 1):
             if p.sideways:
                 swing = (0.12, 0.6 + lift) if p.rides else (-side * stride * 0.8, 0.45 + lift)
-                arm = [(lean - 0.03, shoulder - 0.02), (lean + 0.035, shoulder - 0.03), (swing[0] + 0.025, swing[1]), (swing[0] - 0.025, swing[1])]
+                arm = [
+                    (lean - 0.03, shoulder - 0.02),
+                    (lean + 0.035, shoulder - 0.03),
+                    (swing[0] + 0.025, swing[1]),
+                    (swing[0] - 0.025, swing[1]),
+                ]
             else:
                 out = side * (wide + 0.035)
-                arm = [(side * wide * 0.75, shoulder - 0.01), (out, shoulder - 0.06), (out + side * 0.01, 0.46 + lift), (out - side * 0.045, 0.46 + lift)]
+                arm = [
+                    (side * wide * 0.75, shoulder - 0.01),
+                    (out, shoulder - 0.06),
+                    (out + side * 0.01, 0.46 + lift),
+                    (out - side * 0.045, 0.46 + lift),
+                ]
             self._fill(arm, p.top * (0.75 if side < 0 else 0.88))
         if p.bag == "hand":
             at = wide + 0.05
-            self._fill([(at - 0.045, 0.26 + lift), (at + 0.075, 0.26 + lift), (at + 0.06, 0.44 + lift), (at - 0.03, 0.44 + lift)], p.extra)
+            self._fill(
+                [
+                    (at - 0.045, 0.26 + lift),
+                    (at + 0.075, 0.26 + lift),
+                    (at + 0.06, 0.44 + lift),
+                    (at - 0.03, 0.44 + lift),
+                ],
+                p.extra,
+            )
         self._head(lean, 0.925 + lift)
 
     def _head(self, x: float, y: float) -> None:
         p = self.person
-        self._fill([(x - 0.025, y - 0.11), (x + 0.025, y - 0.11), (x + 0.025, y), (x - 0.025, y)], p.skin * 0.85)
+        self._fill(
+            [(x - 0.025, y - 0.11), (x + 0.025, y - 0.11), (x + 0.025, y), (x - 0.025, y)], p.skin * 0.85
+        )
         self._ellipse(x, y, 0.058, 0.073, p.hair)
         shift = 0.018 if p.sideways else 0.0
         self._ellipse(x + shift, y - 0.018, 0.044, 0.053, p.skin)
@@ -133,18 +173,27 @@ class _Figure:
             column, row = self._pixel(at, 0.19)
             half = (0.19 if p.sideways else 0.035) * self.scale
             self.canvas.ring(column, row, (half, 0.19 * self.scale), line, surface)
-        for a, b in (((-0.3, 0.19), (-0.05, 0.5)), ((-0.05, 0.5), (0.24, 0.5)), ((0.3, 0.19), (0.2, 0.6)), ((-0.02, 0.2), (0.22, 0.48))):
+        for a, b in (
+            ((-0.3, 0.19), (-0.05, 0.5)),
+            ((-0.05, 0.5), (0.24, 0.5)),
+            ((0.3, 0.19), (0.2, 0.6)),
+            ((-0.02, 0.2), (0.22, 0.48)),
+        ):
             if p.sideways:
                 thick = 0.014
-                self._fill([(a[0], a[1] - thick), (b[0], b[1] - thick), (b[0], b[1] + thick), (a[0], a[1] + thick)], p.extra * 0.7, BICYCLE)
+                self._fill(
+                    [(a[0], a[1] - thick), (b[0], b[1] - thick), (b[0], b[1] + thick), (a[0], a[1] + thick)],
+                    p.extra * 0.7,
+                    BICYCLE,
+                )
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:
         return float(self.foot[0] + x * self.person.facing * self.scale), float(self.foot[1] - y * self.scale)
 
     def _fill(self, shape: list[tuple[float, float]], colour: np.ndarray, label: int | None = None) -> None:
-        surface = self.canvas.surface(np.clip(colour, 0.02, 1), label or self.label, "cloth", self.depth)
+        surface = self.canvas.surface(colour, label or self.label, "cloth", self.depth)
         self.canvas.polygon(np.array([self._pixel(x, y) for x, y in shape]), surface)
 
     def _ellipse(self, x: float, y: float, half_x: float, half_y: float, colour: np.ndarray) -> None:
-        surface = self.canvas.surface(np.clip(colour, 0.02, 1), self.label, "cloth", self.depth)
+        surface = self.canvas.surface(colour, self.label, "cloth", self.depth)
         self.canvas.ellipse(*self._pixel(x, y), (half_x * self.scale, half_y * self.scale), surface)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,14 @@ from jaxseg.data.streets.vehicles import KINDS, Vehicle, draw_vehicle
 
 EGO_VEHICLE, BORDER = 1, 2
 Rng = np.random.Generator
-Thing = tuple[float, Callable[[Canvas], None]]
-"""z of its far end (m), and what draws it."""
+SPLITS = ("train", "val", "test")
+Thing = tuple[float, Callable[[Canvas, Any], None], Any]
+"""z of its far end (m), what draws it, and what it is."""
+
+
+def render_scene(seed: int, split: str, index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scene `index` of `split`, as `render` returns it; the same whatever was drawn before."""
+    return render(np.random.default_rng([seed, SPLITS.index(split), index]), height, width)
 
 
 def render(rng: Rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +48,8 @@ def render(rng: Rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     canvas = Canvas(camera)
     for footprint, tall in shadows:
         canvas.shadow(footprint, tall, light.sun)
-    for _, draw in sorted(things, key=lambda thing: -thing[0]):
-        draw(canvas)
+    for _, draw, what in sorted(things, key=lambda thing: -thing[0]):
+        draw(canvas, what)
     _draw_void(rng, canvas)
     backdrop = draw_backdrop(camera, ground, draw_sky(texture_rng, camera, light))
     return develop(texture_rng, canvas, backdrop, light)
@@ -56,11 +63,11 @@ def sample_camera(rng: Rng, ground: Ground, rows: int, cols: int) -> Camera:
         rows=rows,
         cols=cols,
         focal=rows * rng.uniform(0.75, 1.35),
-        horizon=rows * rng.uniform(0.24, 0.66),
+        horizon=rows * rng.uniform(0.28, 0.6),
         eye=rng.uniform(1.3, 2.9),
         offset=place if place is not None else rng.uniform(ground.left * 0.7, ground.right * 0.8),
-        yaw=rng.normal(0, 0.16),
-        roll=rng.normal(0, 0.025),
+        yaw=rng.normal(0, 0.13),
+        roll=rng.normal(0, 0.02),
         bend=rng.normal(0, 0.0016),
     )
 
@@ -106,9 +113,14 @@ def _build_side(
             shade=(0.92 + lit, 0.82 + 0.12 * np.sign(light.sun[1])),
             style=int(rng.integers(2**62)),
         )
-        things.append((z + length, lambda canvas, b=building: draw_building(canvas, b)))
+        things.append((z + length, draw_building, building))
         if z < 60:
-            corners = [(x, z), (x, z + length), (x + building.inward[0], z + length), (x + building.inward[0], z)]
+            corners = [
+                (x, z),
+                (x, z + length),
+                (x + building.inward[0], z + length),
+                (x + building.inward[0], z),
+            ]
             shadows.append((np.array(corners), building.height))
         z += length + (rng.uniform(3, 9) if rng.random() < (0.15 if kind == "urban" else 0.8) else 0)
     return things
@@ -120,7 +132,10 @@ def _plant_side(
     """Trees, bushes, hedges, fences, posts and bins of one side."""
     walk = ground.sidewalk[0 if side < 0 else 1]
     things: list[Thing] = []
-    rows = {"urban": [(walk * 0.25 + 0.4, 12, 0.5)], "suburb": [(walk + 1.2, 9, 0.7), (walk * 0.3 + 0.4, 14, 0.3)]}
+    rows = {
+        "urban": [(walk * 0.25 + 0.4, 12, 0.5)],
+        "suburb": [(walk + 1.2, 9, 0.7), (walk * 0.3 + 0.4, 14, 0.3)],
+    }
     park = [(walk + 1.5, 6, 0.8), (walk + 6, 5, 0.9), (walk + 12, 5, 1.0)]
     for out, step, chance in rows[kind] if kind in rows else park:
         style = int(rng.integers(2**62))
@@ -128,8 +143,14 @@ def _plant_side(
             place = float(z + rng.uniform(-0.3, 0.3) * step)
             if rng.random() < chance and not _in_crossing(ground, place, 1):
                 same = rng.random() < 0.6
-                tree = _tree(rng, _edge(ground, side, out + rng.uniform(-0.3, 0.5)), place, light, style if same else None)
-                things.append((place, lambda canvas, t=tree: draw_tree(canvas, t)))
+                tree = _tree(
+                    rng,
+                    _edge(ground, side, out + rng.uniform(-0.3, 0.5)),
+                    place,
+                    light,
+                    style if same else None,
+                )
+                things.append((place, draw_tree, tree))
                 half = tree.crown[0] * 0.6
                 corners = tree.x + half * np.array([-1, 1, 1, -1]), tree.z + half * np.array([-1, -1, 1, 1])
                 shadows.append((np.stack(corners, axis=1), tree.trunk + tree.crown[1] * 0.9))
@@ -138,7 +159,7 @@ def _plant_side(
     for _ in range(int(rng.poisson(3.5))):
         z = float(rng.uniform(4, 45))
         post = _post(rng, _edge(ground, side, rng.uniform(0.2, max(0.4, walk * 0.4))), z)
-        things.append((z, lambda canvas, p=post: draw_post(canvas, p)))
+        things.append((z, draw_post, post))
     return things
 
 
@@ -165,7 +186,7 @@ def _strips(rng: Rng, ground: Ground, side: int, walk: float) -> list[Thing]:
     for z in np.arange(rng.uniform(0, 4), 60, 7.0):
         if rng.random() < 0.8 and not _in_crossing(ground, z, 7):
             strip = Strip(kind, (x, float(z)), (x, float(z) + 6.6), tall, colour)
-            things.append((float(z) + 6.6, lambda canvas, s=strip: draw_strip(canvas, s)))
+            things.append((float(z) + 6.6, draw_strip, strip))
     return things
 
 
@@ -194,16 +215,22 @@ def _close_street(rng: Rng, ground: Ground, light: Light) -> list[Thing]:
         while x < 70:
             width = rng.uniform(10, 25)
             building = Building(
-                (x, far), (x + width, far), (0.0, 10.0), rng.uniform(5, 22), 0.0, (0.95, 0.8), int(rng.integers(2**62))
+                (x, far),
+                (x + width, far),
+                (0.0, 10.0),
+                rng.uniform(5, 22),
+                0.0,
+                (0.95, 0.8),
+                int(rng.integers(2**62)),
             )
-            things.append((far + 12, lambda canvas, b=building: draw_building(canvas, b)))
+            things.append((far + 12, draw_building, building))
             x += width + (rng.uniform(2, 8) if rng.random() < 0.3 else 0)
     elif kind == "trees":
         far, style = rng.uniform(40, 110), int(rng.integers(2**62))
         for x in np.arange(-70, 70, 5.0):
             tree = _tree(rng, float(x), far, light, style)
             tree = dataclasses.replace(tree, trunk=0.3, crown=(tree.crown[0] * 1.7, tree.crown[1] * 1.4))
-            things.append((far + 12, lambda canvas, t=tree: draw_tree(canvas, t)))
+            things.append((far + 12, draw_tree, tree))
     return things
 
 
@@ -229,7 +256,7 @@ def _traffic(
             vehicles.append(_vehicle(rng, light, rng.uniform(-14, 14), z, rng.choice([-1, 1]) * np.pi / 2))
     kept = _apart(vehicles, camera)
     shadows += [(v.footprint(), KINDS[v.kind].size[2] * 0.8) for v in kept]
-    return [(v.z, lambda canvas, v=v: draw_vehicle(canvas, v)) for v in kept]
+    return [(v.z, draw_vehicle, v) for v in kept]
 
 
 def _vehicle(rng: Rng, light: Light, x: float, z: float, heading: float) -> Vehicle:
@@ -259,25 +286,34 @@ def _apart(vehicles: list[Vehicle], camera: Camera) -> list[Vehicle]:
     return kept
 
 
-def _people(
-    rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.ndarray, float]]
-) -> list[Thing]:
+def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.ndarray, float]]) -> list[Thing]:
     """Mostly on sidewalks and crossings, some in the road, alone and in groups."""
     people: list[Person] = []
-    for _ in range(int(rng.poisson(2.6))):
-        z = float(rng.uniform(4.5, 11) if rng.random() < 0.45 else rng.uniform(8, 30))
+    for _ in range(int(rng.poisson(1.9))):
+        z = float(rng.uniform(4.5, 10) if rng.random() < 0.55 else rng.uniform(8, 20))
         side = int(rng.choice([-1, 1]))
         walk = ground.sidewalk[0 if side < 0 else 1]
-        x = float(rng.uniform(ground.left, ground.right)) if rng.random() < 0.25 else _edge(ground, side, rng.uniform(0.3, walk))
+        x = (
+            float(rng.uniform(ground.left, ground.right))
+            if rng.random() < 0.25
+            else _edge(ground, side, rng.uniform(0.3, walk))
+        )
         for _ in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
             people.append(sample_person(rng, x, z, rides=False))
             x, z = x + float(rng.uniform(0.5, 0.9)), z + float(rng.normal(0, 0.3))
     for _ in range(int(rng.poisson(0.35))):
-        people.append(sample_person(rng, float(rng.uniform(ground.left + 0.5, ground.right - 0.5)), float(rng.uniform(6, 22)), rides=True))
+        people.append(
+            sample_person(
+                rng,
+                float(rng.uniform(ground.left + 0.5, ground.right - 0.5)),
+                float(rng.uniform(6, 22)),
+                rides=True,
+            )
+        )
     people = [p for p in people if p.z > 3.5 or abs(p.x - camera.offset) > 1.2]
     corners = np.array([(-0.2, -0.1), (0.2, -0.1), (0.2, 0.1), (-0.2, 0.1)])
     shadows += [(corners + np.array([p.x, p.z]), p.height) for p in people]
-    return [(p.z, lambda canvas, p=p: draw_person(canvas, p)) for p in people]
+    return [(p.z, draw_person, p) for p in people]
 
 
 def _draw_void(rng: Rng, canvas: Canvas) -> None:
@@ -290,6 +326,11 @@ def _draw_void(rng: Rng, canvas: Canvas) -> None:
     if rng.random() < 0.15:
         surface = canvas.surface((0.0, 0.0, 0.0), BORDER, "sky", 1.0)
         line = rows * rng.uniform(0.008, 0.025)
-        for box in ((0, 0, cols, line), (0, rows - line, cols, rows), (0, 0, line, rows), (cols - line, 0, cols, rows)):
+        for box in (
+            (0, 0, cols, line),
+            (0, rows - line, cols, rows),
+            (0, 0, line, rows),
+            (cols - line, 0, cols, rows),
+        ):
             left, top, right, bottom = box
             canvas.polygon(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), surface)

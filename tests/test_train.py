@@ -1,0 +1,229 @@
+"""Training from the command line, on tiny data: from start to end, killed, told to stop, fine-tuned."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxseg.checkpoints import DIRECTORY, read_pretrained
+from jaxseg.logs import read_metrics
+from jaxseg.main import main
+from tests.dataset_fakes import write_camvid
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a fake CamVid of 10 and 5 images, and a cache of its own."""
+    folder = tmp_path_factory.mktemp("train")
+    write_camvid(folder / "camvid", (("train", 10), ("val", 5)))
+    return folder
+
+
+def arguments(place, workdir, *more, recipe="scratch"):
+    return [
+        f"--config={ROOT}/configs/{recipe}.py:camvid",
+        f"--workdir={place / workdir}",
+        f"--config.dataset.data_dir={place / 'camvid'}",
+        f"--config.dataset.prepared_dir={place / 'cache'}",
+        "--config.dataset.image_size=(16,16)",
+        "--config.model.width=4",
+        "--config.model.depth=1",
+        "--config.parallel.mode=jit",
+        "--config.train.batch_size=4",
+        "--config.evaluate.batch_size=4",
+        "--config.log.every=1",
+        *more,
+    ]
+
+
+def run(argv):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    return end.value.code
+
+
+def test_a_run_from_start_to_end_leaves_what_is_promised(place):
+    assert run(arguments(place, "whole", "--config.train.epochs=2")) == 0
+    workdir = place / "whole"
+    rows = read_metrics(workdir)
+    trained = [r["step"] for r in rows if r["split"] == "train"]
+    assert trained == [1, 2, 3, 4, 5], "2 epochs of 10 images in batches of 4, each step once"
+    assert [r["step"] for r in rows if r["split"] == "val"] == [3, 5]
+    result = json.loads((workdir / "eval" / "val.json").read_text())
+    assert result["num_images"] == 5
+    assert set(result) >= {"split", "pixel_accuracy", "miou", "iou", "loss", "confusion_matrix", "step"}
+    assert np.isclose(result["miou"], max(r["miou"] for r in rows if r["split"] == "val"))
+    for name in ("config.json", "class_weights.json", "timings.jsonl", "curves.png", "eval/val_sheet.png"):
+        assert (workdir / name).stat().st_size > 0
+    assert list((workdir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8])
+def test_figures_are_the_same_at_any_batch_size(place, batch_size, whole_run):
+    out = place / "whole" / "eval" / "val.json"
+    assert run(["evaluate", f"--workdir={place / 'whole'}", f"--config.evaluate.batch_size={batch_size}"]) == 0
+    again = json.loads(out.read_text())
+    assert again["confusion_matrix"] == whole_run["confusion_matrix"]
+    assert again["miou"] == whole_run["miou"]
+    assert np.isclose(again["loss"], whole_run["loss"], rtol=1e-6)
+
+
+@pytest.fixture
+def whole_run(place):
+    workdir = place / "whole"
+    if not (workdir / "eval" / "val.json").exists():
+        run(arguments(place, "whole", "--config.train.epochs=2"))
+    return json.loads((workdir / "eval" / "val.json").read_text())
+
+
+def fingerprint(workdir):
+    """sha256 of the newest checkpoint's arrays and of metrics.jsonl."""
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in (workdir / DIRECTORY).iterdir() if p.name.isdigit())
+    tree = ocp.PyTreeCheckpointer().restore(workdir / DIRECTORY / str(step) / "state")
+    digest = hashlib.sha256(str(step).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(float)), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    digest.update((workdir / "metrics.jsonl").read_bytes())
+    return digest.hexdigest()
+
+
+EVERYTHING = (
+    "--config.train.steps=24",
+    "--config.train.ema_decay=0.9",
+    "--config.train.accumulate=2",
+    "--config.optim.schedule=cosine",
+    "--config.optim.warmup_steps=3",
+    "--config.checkpoint.every_steps=5",
+    "--config.evaluate.every_epochs=2.8",
+    "--config.augment.flip=0.5",
+    "--config.augment.occlusion.regions.probability=0.6",
+)
+
+
+def started(place, workdir, *more):
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "jaxseg.main", *arguments(place, workdir, *EVERYTHING, *more)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def interrupted(place, workdir, number, at_step):
+    """Starts a run and sends it a signal when metrics.jsonl has reached a step; its exit status."""
+    process = started(place, workdir)
+    log = place / workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and f'"step": {at_step},' in log.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, out.decode()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    process = started(place, "uninterrupted")
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, out.decode()
+    return fingerprint(place / "uninterrupted")
+
+
+@pytest.mark.parametrize("at_step", [12])
+def test_a_killed_run_ends_where_the_uninterrupted_one_does(place, uninterrupted, at_step):
+    workdir = f"killed{at_step}"
+    status, _ = interrupted(place, workdir, signal.SIGKILL, at_step)
+    assert status == -signal.SIGKILL
+    assert fingerprint_or_none(place / workdir) != uninterrupted
+    out, _ = (process := started(place, workdir)).communicate(timeout=180)
+    assert process.returncode == 0, out.decode()
+    assert fingerprint(place / workdir) == uninterrupted
+
+
+def fingerprint_or_none(workdir):
+    return fingerprint(workdir) if any(p.name.isdigit() for p in (workdir / DIRECTORY).iterdir()) else None
+
+
+def test_sigterm_saves_and_ends_with_75(place, uninterrupted):
+    status, out = interrupted(place, "stopped", signal.SIGTERM, 7)
+    assert status == 75, out
+    assert "SIGTERM: saved step" in out
+    assert "Traceback" not in out
+    out, _ = (process := started(place, "stopped")).communicate(timeout=180)
+    assert process.returncode == 0
+    assert b"Going on from step" in out
+    assert fingerprint(place / "stopped") == uninterrupted
+
+
+def test_another_seed_is_another_run(place, uninterrupted):
+    """The hash of the tests above can differ."""
+    process = started(place, "other_seed", "--config.train.seed=1")
+    process.communicate(timeout=180)
+    assert fingerprint(place / "other_seed") != uninterrupted
+
+
+def test_a_finetune_trains_its_missing_parent_and_stands_beside_it(place, capsys):
+    # The parent keeps its own length, 40 epochs; a parent that is there already makes this quick.
+    assert run(arguments(place, "chain/scratch", "--config.train.epochs=1")) == 0
+    argv = arguments(place, "chain/finetune_dice", "--config.train.epochs=1", recipe="finetune_dice")
+    capsys.readouterr()
+    assert run([*argv, f"--config.init.workdir={place / 'chain' / 'scratch'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "arrays from the parent" in printed
+    assert "left at their fresh values" not in printed
+    assert "Parent and fine-tune on val" in printed
+    assert "scratch" in printed and "change" in printed
+    parent = read_pretrained(place / "chain" / "scratch")
+    steps = [r["step"] for r in read_metrics(place / "chain" / "finetune_dice") if r["split"] == "val"]
+    assert steps[0] == 0, "the parent, scored before the first step, starts the curve"
+    assert parent.step == 3
+    weights = json.loads((place / "chain" / "finetune_dice" / "class_weights.json").read_text())
+    assert set(weights) == {"cross_entropy"}
+    assert np.isclose(np.mean(list(weights["cross_entropy"].values())), 1.0)
+
+
+def test_a_missing_parent_is_trained_first(place, tmp_path):
+    from jaxseg.experiment import load_recipe, parent_config
+
+    child = load_recipe(ROOT / "configs" / "finetune_dice.py", "streets")
+    with child.unlocked():
+        child.model.width = 5
+        child.train.seed = 7
+        child.dataset.image_size = (32, 32)
+        child.optim.learning_rate = 1.0
+    parent = parent_config(child, ROOT / "configs")
+    assert (parent.model.width, parent.train.seed, parent.dataset.image_size) == (5, 7, (32, 32))
+    assert parent.optim.learning_rate != 1.0 and parent.recipe == "scratch"
+
+
+def test_early_stopping_ends_a_run_and_keeps_it_ended(place):
+    more = ("--config.train.steps=60", "--config.evaluate.patience=2", "--config.optim.learning_rate=0.0")
+    more += ("--config.evaluate.every_epochs=0.8",)
+    argv = arguments(place, "patient", *more)
+    assert run(argv) == 0
+    last = max(int(p.name) for p in (place / "patient" / DIRECTORY).iterdir())
+    assert last < 60
+    before = (place / "patient" / "metrics.jsonl").read_bytes()
+    assert run(argv) == 0
+    assert (place / "patient" / "metrics.jsonl").read_bytes() == before
+
+
+def test_moved_data_is_found_by_override(place, whole_run, tmp_path):
+    moved = write_camvid(tmp_path / "moved", (("train", 10), ("val", 5)))
+    argv = ["evaluate", f"--workdir={place / 'whole'}", f"--config.dataset.data_dir={moved}"]
+    assert run([*argv, f"--config.dataset.prepared_dir={tmp_path / 'cache'}"]) == 0
+    again = json.loads((place / "whole" / "eval" / "val.json").read_text())
+    assert again["confusion_matrix"] == whole_run["confusion_matrix"]
