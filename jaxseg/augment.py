@@ -105,7 +105,8 @@ def build_augmentation(
             )
     if len(scale_crop) != 2 or not 0.1 <= scale_crop[0] <= scale_crop[1] <= 10.0:
         raise UsageError(
-            f"augment.scale_crop={tuple(scale_crop)} is no range of zooms; use e.g. (0.75, 1.5), or (1.0, 1.0) for none"
+            f"augment.scale_crop={tuple(scale_crop)} is no range of zooms; "
+            "use e.g. (0.75, 1.5), or (1.0, 1.0) for none"
         )
     return Augmentation(flip, (float(scale_crop[0]), float(scale_crop[1])), colour, boxes, regions)
 

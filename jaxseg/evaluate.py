@@ -30,7 +30,7 @@ class Evaluation:
     confusion_ncc: np.ndarray
     """[N, C, C] int64, an image each; rows are labels, columns predictions."""
     example_ids: np.ndarray
-    """[N] int32: which image each matrix is of."""
+    """[N] int32, rising: which image each matrix is of."""
 
     @property
     def num_images(self) -> int:
@@ -48,8 +48,9 @@ def evaluate(
 ) -> Evaluation:
     """Scores every image of `batches` once; an image with example_id -1 fills a last batch and is left out.
 
-    Raises UserError for no image at all, and RuntimeError where the matrices do not hold every valid
-    pixel exactly once.
+    Losses are added up in float64 and pixels in int64, then divided once. Raises UserError for no image
+    at all, and RuntimeError where a matrix does not hold every valid pixel of its image exactly once, a
+    filling image holds any, or an image comes twice.
     """
     total: PyTree = None
     matrices: list[np.ndarray] = []
@@ -60,13 +61,11 @@ def evaluate(
         nonlocal total
         sums = jax.tree.map(lambda s: np.asarray(s, np.float64), output.loss_sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
-        confusion, labels = np.asarray(output.confusion_bcc, np.int64), np.asarray(batch.label)
-        valid = int((labels != IGNORE_LABEL).sum())
-        if confusion.sum() != valid:
-            raise RuntimeError(f"{confusion.sum()} pixels were counted and {valid} are valid")
-        real = np.asarray(batch.example_id) >= 0
-        matrices.append(confusion[real])
-        ids.append(np.asarray(batch.example_id)[real])
+        example_ids = np.asarray(batch.example_id)
+        confusion_bcc = np.asarray(output.confusion_bcc, np.int64)
+        _check_counts(confusion_bcc, np.asarray(batch.label), example_ids)
+        matrices.append(confusion_bcc[example_ids >= 0])
+        ids.append(example_ids[example_ids >= 0])
 
     for batch in batches:
         output = eval_step(state, batch)
@@ -78,14 +77,14 @@ def evaluate(
         raise UserError("the split holds no image; prepare it from a source that has some")
     take(*pending)
     float32_sums = jax.tree.map(np.float32, total)
-    confusion_ncc = np.concatenate(matrices)
+    confusion_ncc, example_ids = _in_order(np.concatenate(matrices), np.concatenate(ids))
     assert confusion_ncc.shape[1:] == (num_classes, num_classes)
     return Evaluation(
         scores=scores(confusion_ncc.sum(axis=0)),
         loss=float(loss.combine(float32_sums)),
         components={name: float(value) for name, value in loss.components(float32_sums).items()},
         confusion_ncc=confusion_ncc,
-        example_ids=np.concatenate(ids),
+        example_ids=example_ids,
     )
 
 
@@ -121,6 +120,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _check_counts(confusion_bcc: np.ndarray, labels_bhw: np.ndarray, example_ids: np.ndarray) -> None:
+    counted_b = confusion_bcc.sum(axis=(1, 2))
+    valid_b = (labels_bhw != IGNORE_LABEL).sum(axis=(1, 2))
+    for counted, valid, example_id in zip(counted_b, valid_b, example_ids, strict=True):
+        if counted != valid:
+            raise RuntimeError(f"image {example_id}: {counted} pixels were counted and {valid} are valid")
+        if example_id < 0 and valid:
+            raise RuntimeError(f"an image that only fills a batch has {valid} valid pixels, not 0")
+
+
+def _in_order(confusion_ncc: np.ndarray, example_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(example_ids, kind="stable")
+    example_ids = example_ids[order]
+    repeated = example_ids[1:][np.diff(example_ids) == 0]
+    if len(repeated):
+        raise RuntimeError(f"image {repeated[0]} came twice, so it would count twice")
+    return confusion_ncc[order], example_ids
 
 
 def _or_none(value: float) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
-_INK, _FAINT, _RED = "#222222", "#8a8a8a", (225, 30, 45)
+_INK, _FAINT, _ERROR = "#222222", "#8a8a8a", (255, 190, 0)
 _DPI = 130
 
 
@@ -36,13 +36,13 @@ def colourise(label_hw: np.ndarray, classes: ClassTable) -> np.ndarray:
 
 
 def error_picture(image_hw3: np.ndarray, label_hw: np.ndarray, prediction_hw: np.ndarray) -> np.ndarray:
-    """The photo in grey with wrong pixels in red and void darkened: [H, W, 3] uint8."""
+    """The photo in grey with wrong pixels in amber and void darkened: [H, W, 3] uint8."""
     grey_hw = 60 + 0.6 * _bytes(image_hw3).mean(axis=-1)
     void_hw = label_hw == IGNORE_LABEL
     grey_hw = np.where(void_hw, 0.3 * grey_hw, grey_hw)
     rgb_hw3 = np.repeat(grey_hw[..., None], 3, axis=-1)
     wrong_hw = (label_hw != prediction_hw) & ~void_hw
-    rgb_hw3[wrong_hw] = 0.15 * rgb_hw3[wrong_hw] + 0.85 * np.array(_RED)
+    rgb_hw3[wrong_hw] = 0.15 * rgb_hw3[wrong_hw] + 0.85 * np.array(_ERROR)
     return rgb_hw3.round().astype(np.uint8)
 
 
@@ -130,8 +130,9 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: Path, classes: ClassTable
     _draw_losses(loss_axes, metrics)
     _draw_scores(score_axes, metrics)
     _draw_classes(class_axes, metrics, classes)
+    last_step = max([1, *(row["step"] for row in metrics)])
     for axes in (loss_axes, score_axes, class_axes):
-        _tidy(axes)
+        _tidy(axes, last_step)
     _save(figure, path)
 
 
@@ -211,8 +212,9 @@ def _draw_losses(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(steps, _smooth(values), color="#4c78a8", linewidth=1.8, label="train (smoothed)")
     steps, values = _series(metrics, "val", "loss")
     if len(steps):
+        best = int(np.argmin(values))
         axes.plot(steps, values, color="#e45756", linewidth=1.8, marker="o", markersize=3, label="val")
-        _mark(axes, steps, values, int(np.argmin(values)), "#e45756", above=False)
+        _ring(axes, steps[best], values[best], "#e45756")
     axes.set_title("loss", fontsize=11, loc="left", color=_INK)
     if axes.lines:
         axes.legend(frameon=False, fontsize=9)
@@ -221,11 +223,14 @@ def _draw_losses(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
 def _draw_scores(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
     steps, values = _series(metrics, "val", "pixel_accuracy")
     if len(steps):
-        axes.plot(steps, values, color="#72b7b2", linewidth=1.5, label="pixel accuracy")
+        axes.plot(
+            steps, values, color="#72b7b2", linewidth=1.8, marker="o", markersize=3, label="pixel accuracy"
+        )
     steps, values = _series(metrics, "val", "miou")
     if len(steps):
-        axes.plot(steps, values, color="#e45756", linewidth=2, marker="o", markersize=3, label="mIoU")
-        _mark(axes, steps, values, int(np.argmax(values)), "#e45756", above=True)
+        best = len(values) - 1 - int(np.argmax(values[::-1]))  # of equal ones the later, as checkpoints do
+        axes.plot(steps, values, color="#e45756", linewidth=1.8, marker="o", markersize=3, label="mIoU")
+        _ring(axes, steps[best], values[best], "#e45756")
     axes.set_title("val scores", fontsize=11, loc="left", color=_INK)
     axes.set_ylim(0, 1)
     if axes.lines:
@@ -234,11 +239,11 @@ def _draw_scores(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_classes(axes: Any, metrics: Sequence[Mapping[str, Any]], classes: ClassTable) -> None:
     ends = []
-    for name, colour in zip(classes.names, classes.palette, strict=True):
+    for name, rgb in zip(classes.names, classes.palette, strict=True):
         steps, values = _class_series(metrics, name)
         if len(steps):
-            axes.plot(steps, values, color=_hex(colour), linewidth=1.7)
-            ends.append((float(values[-1]), name, _hex(colour)))
+            axes.plot(steps, values, color=_hex(rgb), linewidth=1.8, marker="o", markersize=2.5)
+            ends.append((float(values[-1]), name, _hex(rgb)))
     ends.sort()
     places = _spread([value for value, _, _ in ends], 0.055)
     for place, (value, name, colour) in zip(places, ends, strict=True):
@@ -283,19 +288,18 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def _mark(axes: Any, steps: np.ndarray, values: np.ndarray, best: int, colour: str, *, above: bool) -> None:
-    """Ring the best point and write its value; to the left of it in the right half of the run."""
-    late = steps[best] > (steps[0] + steps[-1]) / 2
-    axes.plot(steps[best], values[best], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
-    axes.annotate(
-        f"best {values[best]:.4f} at {steps[best]}",
-        (steps[best], values[best]),
-        xytext=(0, 9 if above else -10),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        va="bottom" if above else "top",
-        fontsize=8.5,
-        color=colour,
+def _ring(axes: Any, step: float, value: float, colour: str) -> None:
+    """Mark the best point; its figures go into the legend, where no curve crosses them."""
+    label = f"best {value:.4f}, step {step}"
+    axes.plot(
+        step,
+        value,
+        "o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor=colour,
+        linewidth=0,
+        label=label,
     )
 
 
@@ -313,7 +317,7 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _percent(share: float) -> str:
     if math.isnan(share):
-        return "–"
+        return "-"
     percent = 100 * share
     if percent and percent < 0.05:
         return "<0.1"
@@ -329,7 +333,7 @@ def _legend(figure: Any, classes: ClassTable) -> None:
     ]
     handles += [
         Patch(facecolor="black", edgecolor="#5a5a5a", hatch="////", label="void"),
-        Patch(facecolor=_hex(_RED), label="error"),
+        Patch(facecolor=_hex(_ERROR), label="error"),
     ]
     figure.legend(
         handles=handles,
@@ -343,7 +347,11 @@ def _legend(figure: Any, classes: ClassTable) -> None:
     )
 
 
-def _tidy(axes: Any) -> None:
+def _tidy(axes: Any, last_step: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, 1.03 * last_step)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     axes.grid(color="#e8e8e8", linewidth=0.8)
@@ -365,4 +373,4 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: Path) -> None:
     """Figures made without pyplot render through Agg; nothing is kept after this."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)

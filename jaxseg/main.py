@@ -133,7 +133,9 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What the parser knows, and the --config.KEY=VALUE overrides (as `--config.KEY`, `VALUE` too)."""
-    overrides, rest = [], []
+    # By key: a key that is given twice counts once, with its last value (flags of tuples would add up).
+    overrides: dict[str, str] = {}
+    rest = []
     position = 0
     while position < len(arguments):
         argument = arguments[position]
@@ -141,11 +143,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
             if "=" not in argument and position + 1 < len(arguments):
                 position += 1
                 argument = f"{argument}={arguments[position]}"
-            overrides.append(argument)
+            overrides[argument.split("=", 1)[0]] = argument
         else:
             rest.append(argument)
         position += 1
-    return parser.parse_args(rest), overrides
+    return parser.parse_args(rest), list(overrides.values())
 
 
 def _recipe_file(name: str) -> Path:
@@ -203,7 +205,7 @@ def _set_up() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 if __name__ == "__main__":

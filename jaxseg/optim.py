@@ -87,7 +87,8 @@ def build_schedule(
         raise UsageError(f"optim.learning_rate={learning_rate} is negative; use a positive rate")
     if not 0 <= warmup_steps <= total_steps:
         raise UsageError(
-            f"optim.warmup_steps={warmup_steps} does not fit a run of {total_steps} steps; use 0 to {total_steps}"
+            f"optim.warmup_steps={warmup_steps} does not fit a run of {total_steps} steps; "
+            f"use 0 to {total_steps}"
         )
     if not 0.0 <= final_fraction <= 1.0:
         raise UsageError(f"optim.final_fraction={final_fraction} is not a share; use a number from 0 to 1")
@@ -144,7 +145,7 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def _kernels_only(params: PyTree) -> PyTree:
-    """True for kernels: decaying biases and norm scales is known to hurt (He et al. 2019, arXiv:1812.01187)."""
+    """True for kernels: decaying biases and norm scales hurts (T. He et al., CVPR 2019, section 3.1)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: parameter_path(path).endswith("kernel"), params)
 
 

@@ -89,7 +89,8 @@ class Parallel:
         """The evaluation step for this machine; the state stays the caller's."""
         if self.mode == "pmap":
             # Sums are the same on all devices; confusion matrices stay with their images.
-            return self._pmap(body, out_axes=EvalOutput(loss_sums=None, confusion_bcc=0), donate_argnums=())
+            axes: Any = {"loss_sums": None, "confusion_bcc": 0}
+            return self._pmap(body, out_axes=EvalOutput(**axes), donate_argnums=())
         return jax.jit(body)
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:

@@ -33,7 +33,8 @@ def score(
     result = run.evaluate(data, split, state)
     if show:
         print(
-            f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, loss {result.loss:.4f}:"
+            f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, "
+            f"loss {result.loss:.4f}:"
         )
         print(format_table(run.classes.names, {"IoU": result.scores}))
     out = workdir / "eval"

@@ -53,25 +53,19 @@ def init_state(
     image_size: tuple[int, int],
     ema: bool,
 ) -> TrainState:
-    """The state before the first step; a function of `seed` alone."""
-
-    def build() -> TrainState:
-        params_key, root_key = jax.random.split(jax.random.key(seed))
-        variables = model.init(params_key, jnp.zeros((1, *image_size, 3)), train=False)
-        params = variables["params"]
-        batch_stats = variables["batch_stats"] if "batch_stats" in variables else {}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=tx.init(params),
-            rng=root_key,
-            ema={"params": params, "batch_stats": batch_stats} if ema else None,
-        )
-
-    # Compiled as one program, and not optimised: it runs once, and its random draws would take XLA on a
-    # CPU 12 s to optimise, against 2.
-    return jax.jit(build, compiler_options={"xla_backend_optimization_level": 0})()
+    """The state before the first step; a function of `seed` alone. Pure: jit it, or ask `jax.eval_shape`."""
+    params_key, root_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(params_key, jnp.zeros((1, *image_size, 3)), train=False)
+    params = variables["params"]
+    batch_stats = variables["batch_stats"] if "batch_stats" in variables else {}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        rng=root_key,
+        ema={"params": params, "batch_stats": batch_stats} if ema else None,
+    )
 
 
 def make_train_step(
@@ -134,7 +128,7 @@ def make_eval_step(
     """eval_step(state, batch) -> EvalOutput, of the averaged parameters where the state has them."""
 
     def eval_step(state: TrainState, batch: Batch) -> EvalOutput:
-        logits_bhwc = model.apply(inference_variables(state), batch.image, train=False)
+        logits_bhwc = _logits(model, state, batch.image)
         predictions_bhw = jnp.argmax(logits_bhwc, axis=-1)
         return EvalOutput(
             loss_sums=_total(loss.sums(logits_bhwc, batch.label), axis_name),
@@ -148,8 +142,7 @@ def make_predict_step(model: nn.Module) -> PredictStep:
     """predict_step(state, image_bhwc float32 in [0, 1]) -> class ids [B, H, W] int32."""
 
     def predict_step(state: TrainState, image_bhwc: jax.Array) -> jax.Array:
-        logits_bhwc = model.apply(inference_variables(state), image_bhwc, train=False)
-        return jnp.argmax(logits_bhwc, axis=-1).astype(jnp.int32)
+        return jnp.argmax(_logits(model, state, image_bhwc), axis=-1).astype(jnp.int32)
 
     return predict_step
 
@@ -158,6 +151,12 @@ def inference_variables(state: TrainState) -> dict[str, PyTree]:
     """What evaluation, prediction and export use: the average where there is one."""
     source = {"params": state.params, "batch_stats": state.batch_stats} if state.ema is None else state.ema
     return {name: tree for name, tree in source.items() if tree}
+
+
+def _logits(model: nn.Module, state: TrainState, image_bhwc: jax.Array) -> jax.Array:
+    logits_bhwc = model.apply(inference_variables(state), image_bhwc, train=False)
+    assert isinstance(logits_bhwc, jax.Array)
+    return logits_bhwc
 
 
 def _whole_gradient(
@@ -216,7 +215,8 @@ def _accumulated_gradient(
 
         def slope_dot_sums(params: PyTree) -> tuple[jax.Array, PyTree]:
             part_sums, new_stats = forward(params, batch_stats, *at)
-            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slope, part_sums))), new_stats
+            dots = jax.tree.map(jnp.vdot, slope, part_sums)
+            return jax.tree.reduce(jnp.add, dots), new_stats
 
         grads, batch_stats = jax.grad(slope_dot_sums, has_aux=True)(state.params)
         return (jax.tree.map(jnp.add, total, grads), batch_stats), None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -45,9 +47,10 @@ def count_parameters(params: PyTree) -> dict[str, int]:
 
 def step_cost(compiled: Any) -> StepCost:
     """FLOPs and memory of a compiled step, as far as its backend tells."""
+    # What a backend gives, or raises, is its own affair: some give None, and older ones a list.
     try:
         cost = compiled.cost_analysis()
-        flops = float(cost["flops"])
+        flops = float((cost[0] if isinstance(cost, list) else cost)["flops"])
     except Exception:
         flops = None
     try:
@@ -73,7 +76,7 @@ def format_summary(
     lines.append("  " + f"{'images':<14}" + "".join(f"{facts.images:>12,}" for facts in splits.values()))
     for c, name in enumerate(classes):
         shares = (facts.pixels[c] / max(1, sum(facts.pixels)) for facts in splits.values())
-        lines.append(f"  {name:<14}" + "".join(f"{share:>11.2%} " for share in shares))
+        lines.append(f"  {name:<14}" + "".join(f"{share:>12.2%}" for share in shares))
     total = sum(parameters.values())
     blocks = ", ".join(f"{name} {_count(n)}" for name, n in parameters.items())
     lines += ["", f"model   {total:,} parameters ({blocks})"]
@@ -87,30 +90,62 @@ def format_summary(
 
 
 def gpu_left_unused() -> str | None:
-    """One line if this machine has an NVIDIA GPU and jax runs on the CPU; None otherwise."""
+    """One line with the mend if this machine has an NVIDIA GPU and jax runs on the CPU; None otherwise."""
     if jax.default_backend() != "cpu":
         return None
-    version = nvidia_driver()
-    if version is None:
-        return None
-    # CUDA 13 needs driver 580 or newer.
-    extra = "cuda13" if version >= 580 else "cuda12"
-    return (
-        f"this machine has an NVIDIA GPU (driver {version}) and jax runs on the CPU; "
-        f"pip install -e '.[{extra}]' puts it to use"
-    )
+    gpu = nvidia_gpu()
+    return None if gpu is None else f"this machine has {gpu} and jax runs on the CPU; {mend_for(gpu)}"
 
 
-def nvidia_driver() -> int | None:
-    """The major version of the NVIDIA driver, or None where there is no working one."""
+@dataclasses.dataclass(frozen=True)
+class NvidiaGpu:
+    """What the driver says of a machine's first NVIDIA GPU; None where it does not tell."""
+
+    name: str
+    driver: int | None
+    """Major version."""
+    capability: float | None
+    """CUDA compute capability, 9.0 for an H100."""
+
+    def __str__(self) -> str:
+        return self.name if self.driver is None else f"{self.name} (driver {self.driver})"
+
+
+def nvidia_gpu() -> NvidiaGpu | None:
+    """The GPU as nvidia-smi tells, or failing that the kernel module; None where there is none."""
+    return _from_nvidia_smi() or _from_kernel(Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
+
+
+def mend_for(gpu: NvidiaGpu) -> str:
+    """What brings jax onto a GPU that it does not use."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return f"unset JAX_PLATFORMS={platforms}"
+    if gpu.driver is not None and gpu.driver < 525:
+        return f"update its driver from {gpu.driver} to 580 or newer, then pip install -e '.[cuda13]'"
+    # CUDA 13 needs driver 580, and left out the GPUs before Turing (7.5), a P100 or a V100.
+    newer = (gpu.driver or 0) >= 580 and (gpu.capability or 0.0) >= 7.5
+    return f"pip install -e '.[{'cuda13' if newer else 'cuda12'}]' puts it to use"
+
+
+def _from_nvidia_smi() -> NvidiaGpu | None:
     if shutil.which("nvidia-smi") is None:
         return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return int(done.stdout.split(".")[0])
-    except (subprocess.SubprocessError, OSError, ValueError):
+        driver, capability, name = done.stdout.splitlines()[0].split(", ", 2)
+        return NvidiaGpu(name.strip(), int(driver.split(".")[0]), float(capability))
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
         return None
+
+
+def _from_kernel(version: Path, device: Path) -> NvidiaGpu | None:
+    """Inside a container the module can be loaded for GPUs that are not passed in: both have to be there."""
+    if not (version.exists() and device.exists()):
+        return None
+    found = re.search(r"\b(\d{3,})\.\d+", version.read_text())
+    return NvidiaGpu("an NVIDIA GPU", int(found.group(1)) if found else None, None)
 
 
 def _count(number: int) -> str:

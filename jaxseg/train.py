@@ -22,6 +22,7 @@ from jaxseg.experiment import (
     Data,
     Experiment,
     Run,
+    check_config,
     default_workdir,
     init_from_parent,
     parent_config,
@@ -55,14 +56,16 @@ def train(config: ConfigDict, workdir: Path | None, *, recipes: Path) -> None:
     """
     workdir = default_workdir(config) if workdir is None else workdir
     experiment = Experiment(config)
+    check_config(config, workdir)
     parent_dir = _parent_workdir(experiment, workdir, recipes)
     data = experiment.open_data(("train", "val"))
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     parent = None if parent_dir is None else read_pretrained(parent_dir)
-    write_config(config, workdir)
-    _write_class_weights(run, data, workdir)
     with Checkpoints(workdir, keep=experiment.checkpoint.keep) as saved:
         state, position = _start(run, data, saved, parent, parent_dir)
+        # Only now: what was refused until here leaves nothing that a second try would trip over.
+        write_config(config, workdir)
+        _write_class_weights(run, data, workdir)
         if _ended(run, position):
             print(f"{workdir} is trained to the end (step {position.step}).")
         else:
@@ -103,7 +106,7 @@ def _start(
         if meta["mapping_hash"] != data.hashes["mapping_hash"] or meta["data"] != data.fingerprint:
             raise UserError(
                 f"the train split ({data.records['train'].directory}) is not what this run was trained on "
-                "so far: its source, mapping or size has changed; use another --workdir, or bring the old data back"
+                "so far: its source, mapping or size changed; use another --workdir, or bring the old data back"
             )
         print(f"Going on from step {latest} of {run.total_steps}.")
         return state, Position(**meta["position"])
@@ -340,6 +343,7 @@ def _write_class_weights(run: Run, data: Data, workdir: Path) -> None:
     for part, section in run.experiment.config.loss.items():
         if section.weight and "class_weights" in section and section.class_weights != "none":
             weights = losses.resolve_weights(pixels, section.class_weights, f"loss.{part}.class_weights")
+            assert weights is not None
             written[part] = dict(zip(names, weights, strict=True))
             text = ", ".join(f"{name} {weight:.3f}" for name, weight in written[part].items())
             print(f"Class weights of {part} ({section.class_weights}): {text}")

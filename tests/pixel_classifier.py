@@ -2,9 +2,9 @@
 
 python -m tests.pixel_classifier [--images=400 --pixels=1200000 --iterations=300]
 
-A gradient-boosted classifier (scikit-learn's HistGradientBoostingClassifier) sees one pixel at a time: red, green, blue,
-column, row. It prints IoU on val after half and after all of its iterations; where the two agree, it has
-converged, and what a UNet reaches beyond that comes from shape and texture.
+A gradient-boosted classifier (scikit-learn's HistGradientBoostingClassifier) sees one pixel at a time:
+red, green, blue, column, row. It prints IoU on val after half and after all of its iterations; where the
+two agree, it has converged, and what a UNet reaches beyond that comes from shape and texture.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ def main() -> None:
     source = Streets(num_train=args.images, num_val=args.val_images, height=args.size, width=args.size)
     features, labels = pixels_of(source, "train", args.pixels)
     val_features, val_labels = pixels_of(source, "val", None)
-    print(
-        f"{len(labels):,} pixels of {args.images} train images; {len(val_labels):,} of {args.val_images} val images"
-    )
+    print(f"train: {len(labels):,} pixels of {args.images} images")
+    print(f"val: {len(val_labels):,} pixels of {args.val_images} images")
     for iterations, iou in fit_and_score(
         (features, labels), (val_features, val_labels), [args.iterations // 2, args.iterations]
     ):
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def pixels_of(source: Streets, split: str, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(red, green, blue, column, row [n, 5] uint8, label [n]) of `count` pixels drawn at random, void left out."""
+    """Features (red, green, blue, column, row) [n, 5] uint8 and labels [n] of `count` random known pixels."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         pairs = list(pool.map(source.read, source.items(split), chunksize=8))
     row, column = np.meshgrid(np.arange(source.height), np.arange(source.width), indexing="ij")

@@ -16,7 +16,7 @@ META = {"best_step": None, "classes": ["a", "b"]}
 
 @pytest.fixture(scope="module")
 def state():
-    return init_state(UNet(2, 4, 1), optax.adam(1e-3), 0, image_size=(8, 8), ema=True)
+    return jax.jit(lambda: init_state(UNet(2, 4, 1), optax.adam(1e-3), 0, image_size=(8, 8), ema=True))()
 
 
 def raw(tree):
@@ -81,7 +81,7 @@ def test_transfer_takes_all_or_says_what_not(state, tmp_path):
 def test_a_wider_model_is_refused_by_name(state, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
         saved.save(1, state, META, score=None)
-    wide = init_state(UNet(2, 8, 1), optax.sgd(1.0), 0, image_size=(8, 8), ema=False)
+    wide = jax.eval_shape(lambda: init_state(UNet(2, 8, 1), optax.sgd(1.0), 0, image_size=(8, 8), ema=False))
     with pytest.raises(UserError, match=r"bottleneck.*\(8,\) in the parent and \(16,\) here.*init.exclude"):
         transfer({"params": wide.params, "batch_stats": wide.batch_stats}, read_pretrained(tmp_path), ())
 

@@ -96,6 +96,6 @@ def test_wrong_values_are_named(change, says):
 
 
 def test_a_size_that_depth_cannot_halve_is_named():
+    model = build_unet(**SECTION)
     with pytest.raises(UsageError, match=r"\(30, 32\).*multiples of 4"):
-        model = build_unet(**SECTION)
         model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)), train=False)

@@ -46,7 +46,7 @@ def test_adam_is_optax_adam():
     )
     a, b = ours.init(PARAMS), theirs.init(PARAMS)
     for scale in (1.0, -2.0, 0.5):
-        grads = jax.tree.map(lambda g: g * scale, GRADS)
+        grads = jax.tree.map(lambda g, by=scale: g * by, GRADS)
         ua, a = ours.update(grads, a, PARAMS)
         ub, b = theirs.update(grads, b, PARAMS)
         assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), ua, ub))

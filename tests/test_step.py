@@ -48,12 +48,23 @@ def batch_with_uneven_void(seed=0):
     )
 
 
+@functools.cache
+def first_state(model, ema=False):
+    """Compiled once a model; `started` puts in the state of the optimizer at hand."""
+    return jax.jit(lambda: init_state(model, optax.sgd(0.1), 3, image_size=(SIZE, SIZE), ema=ema))()
+
+
+def started(model, tx, *, ema=False):
+    state = first_state(model.clone(axis_name=None), ema)
+    return state.replace(opt_state=tx.init(state.params))
+
+
 def trained(mode, devices, loss, *, accumulate=1, norm="batch", compile_step=None):
     """What is known after one and after three SGD steps (Adam amplifies rounding of a bias before a norm)."""
     place = Parallel(mode, tuple(jax.devices()[:devices]))
     model = UNet(CLASSES, 4, 1, norm=norm, axis_name=place.axis_name)
     tx = optax.sgd(0.1, momentum=0.9)
-    state = place.place_state(init_state(model, tx, 3, image_size=(SIZE, SIZE), ema=True))
+    state = place.place_state(started(model, tx, ema=True))
     body = make_train_step(model, tx, loss, accumulate=accumulate, ema_decay=0.5, axis_name=place.axis_name)
     step = place.compile_train_step(body) if compile_step is None else compile_step(body)
     evaluate = place.compile_eval_step(
@@ -170,7 +181,7 @@ def test_batch_norm_sees_a_microbatch_at_a_time():
 def small(loss=None, *, ema=0.0, dropout=0.0, dtype="float32"):
     model = UNet(CLASSES, 4, 1, dropout=dropout, dtype=dtype)
     tx = optax.adam(1e-2)
-    state = init_state(model, tx, 0, image_size=(SIZE, SIZE), ema=ema > 0)
+    state = started(model, tx, ema=ema > 0)
     return model, state, jax.jit(make_train_step(model, tx, loss or losses.cross_entropy(), ema_decay=ema))
 
 
@@ -196,7 +207,7 @@ def test_training_lowers_the_loss():
 def test_an_all_void_batch_moves_nothing():
     model, state, _ = small()
     tx = optax.sgd(1.0)
-    state = init_state(model, tx, 0, image_size=(SIZE, SIZE), ema=False)
+    state = started(model, tx)
     batch = batch_with_uneven_void()
     batch = batch.replace(label=np.full_like(batch.label, IGNORE_LABEL))
     for loss in LOSSES.values():

@@ -71,7 +71,8 @@ def test_a_run_from_start_to_end_leaves_what_is_promised(place):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8])
 def test_figures_are_the_same_at_any_batch_size(place, batch_size, whole_run):
     out = place / "whole" / "eval" / "val.json"
-    assert run(["evaluate", f"--workdir={place / 'whole'}", f"--config.evaluate.batch_size={batch_size}"]) == 0
+    argv = ["evaluate", f"--workdir={place / 'whole'}", f"--config.evaluate.batch_size={batch_size}"]
+    assert run(argv) == 0
     again = json.loads(out.read_text())
     assert again["confusion_matrix"] == whole_run["confusion_matrix"]
     assert again["miou"] == whole_run["miou"]
@@ -94,9 +95,9 @@ def fingerprint(workdir):
     tree = ocp.PyTreeCheckpointer().restore(workdir / DIRECTORY / str(step) / "state")
     digest = hashlib.sha256(str(step).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(float)), jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        values = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(jax.tree_util.keystr(path).encode() + values.tobytes())
     digest.update((workdir / "metrics.jsonl").read_bytes())
     return digest.hexdigest()
 
@@ -117,7 +118,8 @@ EVERYTHING = (
 def started(place, workdir, *more):
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "jaxseg.main", *arguments(place, workdir, *EVERYTHING, *more)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 def interrupted(place, workdir, number, at_step):

@@ -29,7 +29,7 @@ from jaxseg.data.records import Records, open_records
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
-from jaxseg.experiment.stored import plain, read_config, with_tuples, write_config
+from jaxseg.experiment.stored import check_config, plain, read_config, with_tuples, write_config
 from jaxseg.types import Batch, ClassTable, PyTree, TrainState
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Experiment",
     "Run",
     "check_classes",
+    "check_config",
     "default_workdir",
     "init_from_parent",
     "load_recipe",
@@ -173,8 +174,8 @@ class Experiment:
         data = Data(records, void_class(section.void, source.classes))
         if "train" in records and len(records["train"]) < self.train.batch_size:
             raise UserError(
-                f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images of "
-                f"{section.name}'s train split; use --config.train.batch_size={len(records['train'])} or less"
+                f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images "
+                f"of {section.name}'s train split; use --config.train.batch_size={len(records['train'])} or less"
             )
         regions = self.augmentation.regions.probability
         if regions and section.region_class not in source.classes.names:
@@ -268,15 +269,21 @@ class Run:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
+        # Compiled as one program and not optimised: it runs once, and its random draws would take XLA on a
+        # CPU 12 s to optimise, against 2.
+        build = jax.jit(self.first_state, compiler_options={"xla_backend_optimization_level": 0})
+        return self.experiment.parallel.place_state(build())
+
+    def first_state(self) -> TrainState:
+        """The same, pure; `jax.eval_shape` of it costs nothing."""
         train = self.experiment.train
-        state = step.init_state(
+        return step.init_state(
             self.model,
             self.tx,
             train.seed,
             image_size=self.experiment.dataset.image_size,
             ema=train.ema_decay > 0,
         )
-        return self.experiment.parallel.place_state(state)
 
     def inference_state(self, variables: Mapping[str, PyTree]) -> TrainState:
         """A state without optimizer, for evaluation and prediction."""
@@ -290,7 +297,7 @@ class Run:
         return self.experiment.parallel.place_state(state)
 
     def started_from(self, state: TrainState, variables: Mapping[str, PyTree]) -> TrainState:
-        """`state` with a parent's parameters and statistics; the average, where there is one, starts there too."""
+        """`state` with a parent's parameters and statistics, from which its average starts too."""
         ema = None if state.ema is None else dict(variables)
         return self.experiment.parallel.place_state(
             state.replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
@@ -306,25 +313,28 @@ class Run:
             num_classes=len(self.classes.names),
         )
 
-    def samples(self, data: Data, split: str, state: TrainState, count: int) -> tuple[np.ndarray, ...]:
-        """(images uint8, labels, predictions) of `count` examples spread evenly over a split."""
+    def samples(
+        self, data: Data, split: str, state: TrainState, count: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """(images uint8, labels, predictions), of `count` examples spread evenly over a split."""
         records = data.records[split]
         chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
         images = np.stack([records[int(i)]["image"] for i in chosen])
         labels = np.stack([records[int(i)]["label"] for i in chosen])
-        predictions = self.predict_step(state, images.astype(np.float32) / 255.0)
-        return images, labels, np.asarray(predictions)
+        predictions = self.predict_step(state, jax.numpy.asarray(images, np.float32) / 255.0)
+        return list(images), list(labels), list(np.asarray(predictions))
 
     def step_cost(self, state: TrainState) -> summary.StepCost | None:
         """FLOPs and memory of the train step, from shapes alone; compiles it, as its first call would."""
         height, width = self.experiment.dataset.image_size
         shape = (self.experiment.train.batch_size, height, width)
-        batch = Batch(
-            image=jax.ShapeDtypeStruct((*shape, 3), np.float32),
-            label=jax.ShapeDtypeStruct(shape, np.int32),
-            occlusion=jax.ShapeDtypeStruct(shape, np.bool_),
-            example_id=jax.ShapeDtypeStruct(shape[:1], np.int32),
-        )
+        arrays: dict[str, Any] = {
+            "image": jax.ShapeDtypeStruct((*shape, 3), np.float32),
+            "label": jax.ShapeDtypeStruct(shape, np.int32),
+            "occlusion": jax.ShapeDtypeStruct(shape, np.bool_),
+            "example_id": jax.ShapeDtypeStruct(shape[:1], np.int32),
+        }
+        batch = Batch(**arrays)
         compiled = self.experiment.parallel.compiled(self.train_step, state, batch)
         return None if compiled is None else summary.step_cost(compiled)
 

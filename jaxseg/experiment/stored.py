@@ -30,20 +30,23 @@ _FREE = (
 )
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
+def check_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError that lists the identity keys in which `workdir` holds another run."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    differing = _differences(plain(read_config(workdir)), plain(config))
+    if differing:
+        raise UserError(
+            f"{workdir} holds another run: {'; '.join(differing)}; "
+            "use another --workdir, or the values it was started with"
+        )
 
-    Raises UserError that lists the identity keys that differ.
-    """
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG_FILE
-    if path.exists():
-        differing = _differences(plain(read_config(workdir)), plain(config))
-        if differing:
-            raise UserError(
-                f"{workdir} holds another run: {'; '.join(differing)}; "
-                "use another --workdir, or the values it was started with"
-            )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
     temporary.replace(path)

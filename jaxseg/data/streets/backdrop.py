@@ -35,7 +35,7 @@ class Ground:
     walk_colour: np.ndarray
     soil_colour: np.ndarray
     tile: float
-    """Metres between the joints of the sidewalk; 0 is asphalt."""
+    """Metres between the joints of the sidewalk."""
     patches: np.ndarray
     """[n, 5]: x, z, half width, half length (m), brightness of repaired road."""
     waves: np.ndarray
@@ -58,11 +58,11 @@ def plan_ground(rng: np.random.Generator, paved: tuple[bool, bool]) -> Ground:
     width = lanes * lane + rng.uniform(0.5, 4)
     start = rng.uniform(9, 45)
     road = pick(rng, "pavement")
-    walk = np.clip(road * rng.uniform(0.8, 1.3), 0, 0.95) if rng.random() < 0.25 else pick(rng, "walk")
+    walk = np.clip(road * rng.uniform(0.8, 1.3), 0, 0.95) if rng.random() < 0.15 else pick(rng, "walk")
     return Ground(
         left=-width * share,
         right=width * (1 - share),
-        sidewalk=(float(rng.uniform(1.2, 5)), float(rng.uniform(1.2, 5))),
+        sidewalk=(float(rng.uniform(2, 6)), float(rng.uniform(2, 6))),
         crossing=(start, start + rng.uniform(6, 14)) if rng.random() < 0.45 else None,
         lane=lane,
         marks=str(rng.choice(["dashed", "solid", "double", "none"], p=[0.5, 0.15, 0.1, 0.25])),
@@ -71,7 +71,7 @@ def plan_ground(rng: np.random.Generator, paved: tuple[bool, bool]) -> Ground:
         mark_colour=np.array([0.88, 0.88, 0.86]) if rng.random() < 0.8 else np.array([0.85, 0.7, 0.25]),
         walk_colour=walk,
         soil_colour=pick(rng, "soil"),
-        tile=float(rng.choice([0.0, 0.5, 0.8, 1.2])),
+        tile=float(rng.choice([0.5, 0.8, 1.2])),
         patches=rng.uniform([-6, 3, 0.2, 0.5, 0.7], [6, 40, 1.6, 5, 1.2], (5, 5)),
         waves=np.concatenate([rng.normal(0, 0.5, (4, 2)), rng.uniform(0, 6.28, (4, 1))], axis=1),
     )
@@ -125,7 +125,7 @@ def _road_shade(ground: Ground, x: np.ndarray, z: np.ndarray) -> np.ndarray:
 def _marks(
     ground: Ground, x: np.ndarray, z: np.ndarray, in_crossing: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-    """Coverage [0, 1] by paint: lane lines and, in front of a cross street, a zebra. `scale` is pixels a metre."""
+    """Coverage [0, 1] by paint: lane lines, a zebra before a cross street. `scale` is pixels a metre."""
     blur = 0.5 / scale
     lane = np.abs((x - ground.left) / ground.lane - np.round((x - ground.left) / ground.lane)) * ground.lane
     inside = (x > ground.left + 0.5 * ground.lane) & (x < ground.right - 0.5 * ground.lane)
@@ -147,7 +147,6 @@ def _marks(
 def _joints(ground: Ground, x: np.ndarray, z: np.ndarray, out: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """A bright kerbstone and the dark joints of tiles: a factor on the sidewalk's colour."""
     shade = np.where(out < 0.3, 1.25, 1.0).astype(np.float32)
-    if ground.tile:
-        joint = (np.mod(x, ground.tile) < 0.06) | (np.mod(z, ground.tile) < 0.08)
-        shade = shade * np.where(joint & (depth < 25), 0.74, 1.0)
+    joint = (np.mod(x, ground.tile) < 0.06) | (np.mod(z, ground.tile) < 0.08)
+    shade = shade * np.where(joint & (depth < 25), 0.72, 1.0)
     return np.where((out > 0) & (out < 0.1), 0.5, shade)

@@ -84,7 +84,7 @@ class _Look:
 def _look(rng: np.random.Generator, colour: np.ndarray) -> _Look:
     strip = rng.random() < 0.15
     glass = (
-        pick(rng, "sky") * 0.8 if rng.random() < 0.4 else np.array([0.16, 0.18, 0.21]) * rng.uniform(0.6, 1.8)
+        pick(rng, "sky") * 0.8 if rng.random() < 0.2 else np.array([0.16, 0.18, 0.21]) * rng.uniform(0.6, 1.8)
     )
     return _Look(
         storey=rng.uniform(2.7, 4.0),
@@ -115,8 +115,7 @@ def _decorate(
     storeys, bays = max(1, round(height / look.storey)), max(1, int(length / look.bay))
     if bays * storeys > 600:
         return
-    t, s = np.meshgrid(np.arange(storeys), np.arange(bays), indexing="ij")
-    s, t = s.ravel(), t.ravel()
+    t, s = (a.ravel() for a in np.meshgrid(np.arange(storeys), np.arange(bays), indexing="ij"))
     if doors:
         s, t = s[t > 0], t[t > 0]
     half_s, half_t = look.fill[0] / 2, look.fill[1] / 2

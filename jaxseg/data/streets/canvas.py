@@ -117,7 +117,7 @@ class Canvas:
             self._draw_shadow.polygon(_bounded(self.camera.pixels(view)).ravel().tolist(), fill=255)
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Surface numbers [rows, cols], shadow share [rows, cols], and columns colour [n, 3], label, material, depth."""
+        """Surface numbers, shadow share [rows, cols]; the table's colour [n, 3], label, material, depth."""
         labels, materials, depths = zip(*self._facts, strict=True)
         return (
             np.asarray(self._ids),

@@ -33,7 +33,9 @@ def write_cityscapes(
     """Writes leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_labelIds.png.
 
     Label ids are the official ones (cityscapesscripts, helpers/labels.py). `workers` processes draw;
-    None takes every core. Files that are there are written anew. Raises UserError where out_dir can't be written.
+    None takes every core. Files that are there are written anew.
+
+    Raises UserError where out_dir can't be made.
     """
     from tqdm import tqdm
 

@@ -59,13 +59,13 @@ def draw_tree(canvas: Canvas, tree: Tree) -> None:
     count = int(np.clip(radius * scale * 1.6, 8, 70))
     size = radius * float(np.clip(2.1 / np.sqrt(count), 0.22, 0.6))
     y, angle = rng.random(count), rng.uniform(0, 2 * np.pi, count)
-    reach = {
+    profile = {
         "round": np.sqrt(np.maximum(0.05, 1 - (2 * y - 1) ** 2)),
         "cone": 1.08 - y,
         "column": np.full(count, 0.8),
     }
     outward = np.sqrt(rng.random(count))
-    across = np.cos(angle) * outward * reach[tree.shape] * radius
+    across = np.cos(angle) * outward * profile[tree.shape] * radius
     tone = 0.62 + 0.3 * y + 0.22 * tree.sun * np.cos(angle) * outward + 0.12 * rng.standard_normal(count)
     hue = 1 + 0.08 * rng.standard_normal((count, 3))
     sizes = size * rng.uniform(0.6, 1.25, (count, 2)) * [1.15, 0.9]
@@ -129,7 +129,8 @@ def _draw_hedge(canvas: Canvas, corners: np.ndarray, strip: Strip, depth: float)
     for i in np.flatnonzero(view[:, 2] > 2 * NEAR):
         scale = canvas.camera.focal / view[i, 2]
         surface = canvas.surface(strip.colour * tones[i], VEGETATION, "leaf", depth)
-        canvas.ellipse(*canvas.camera.pixels(view[i]), (0.28 * scale, 0.2 * scale), surface)
+        column, row = (float(v) for v in canvas.camera.pixels(view[i]))
+        canvas.ellipse(column, row, (0.28 * scale, 0.2 * scale), surface)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _draw_sign(canvas: Canvas, post: Post, at: tuple[float, float, float], depth
     board = canvas.surface(post.board, TRAFFIC_SIGN, "paint", depth)
     inner = canvas.surface((0.88, 0.88, 0.86), TRAFFIC_SIGN, "paint", depth)
     radius = 0.42 * scale
-    corners = {
+    corners: dict[int, list[tuple[float, float]]] = {
         1: [(0, -1), (0.95, 0.75), (-0.95, 0.75)],
         2: [(-1, -0.7), (1, -0.7), (1, 0.7), (-1, 0.7)],
         3: [(0, -1), (1, 0), (0, 1), (-1, 0)],
@@ -218,9 +219,4 @@ def _draw_sign(canvas: Canvas, post: Post, at: tuple[float, float, float], depth
         if post.shape == 0:
             canvas.ellipse(column, top, (radius * share, radius * share), surface)
         else:
-            canvas.polygon(
-                np.array(
-                    [(column + x * radius * share, top + y * radius * share) for x, y in corners[post.shape]]
-                ),
-                surface,
-            )
+            canvas.polygon((column, top) + np.array(corners[post.shape]) * radius * share, surface)

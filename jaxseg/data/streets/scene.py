@@ -154,9 +154,9 @@ def _plant_side(
                 half = tree.crown[0] * 0.6
                 corners = tree.x + half * np.array([-1, 1, 1, -1]), tree.z + half * np.array([-1, -1, 1, 1])
                 shadows.append((np.stack(corners, axis=1), tree.trunk + tree.crown[1] * 0.9))
-    if kind != "urban" and rng.random() < 0.75:
+    if kind != "urban" and rng.random() < 0.55:
         things += _strips(rng, ground, side, walk)
-    for _ in range(int(rng.poisson(3.5))):
+    for _ in range(int(rng.poisson(2.0))):
         z = float(rng.uniform(4, 45))
         post = _post(rng, _edge(ground, side, rng.uniform(0.2, max(0.4, walk * 0.4))), z)
         things.append((z, draw_post, post))
@@ -179,7 +179,7 @@ def _tree(rng: Rng, x: float, z: float, light: Light, style: int | None) -> Tree
 
 
 def _strips(rng: Rng, ground: Ground, side: int, walk: float) -> list[Thing]:
-    kind = str(rng.choice(["fence", "wall", "hedge"], p=[0.35, 0.25, 0.4]))
+    kind = str(rng.choice(["fence", "wall", "hedge"], p=[0.25, 0.3, 0.45]))
     x, tall = _edge(ground, side, walk + 0.3), rng.uniform(0.8, 2.0)
     colour = pick(rng, "leaf" if kind == "hedge" else "facade")
     things: list[Thing] = []
@@ -241,13 +241,13 @@ def _traffic(
     vehicles: list[Vehicle] = []
     for side in (-1, 1):
         density, z = rng.choice([0.0, 0.3, 0.8]), rng.uniform(2, 9)
-        while z < 55:
+        while z < 40:
             if rng.random() < density and not _in_crossing(ground, z, 3):
                 x = _edge(ground, side, -1.05)
                 vehicles.append(_vehicle(rng, light, x, z, 0.0 if side > 0 else np.pi))
             z += rng.uniform(5.6, 8)
     for _ in range(int(rng.poisson(2.6))):
-        x, z = rng.uniform(ground.left + 2.8, max(ground.left + 3, ground.right - 2.8)), rng.uniform(6, 45)
+        x, z = rng.uniform(ground.left + 2.8, max(ground.left + 3, ground.right - 2.8)), rng.uniform(5.5, 26)
         middle = (ground.left + ground.right) / 2
         vehicles.append(_vehicle(rng, light, x, z, (0.0 if x > middle else np.pi) + rng.normal(0, 0.08)))
     if ground.crossing is not None:
@@ -289,8 +289,8 @@ def _apart(vehicles: list[Vehicle], camera: Camera) -> list[Vehicle]:
 def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.ndarray, float]]) -> list[Thing]:
     """Mostly on sidewalks and crossings, some in the road, alone and in groups."""
     people: list[Person] = []
-    for _ in range(int(rng.poisson(1.9))):
-        z = float(rng.uniform(4.5, 10) if rng.random() < 0.55 else rng.uniform(8, 20))
+    for _ in range(int(rng.poisson(1.3))):
+        z = float(rng.uniform(3.8, 8) if rng.random() < 0.8 else rng.uniform(8, 14))
         side = int(rng.choice([-1, 1]))
         walk = ground.sidewalk[0 if side < 0 else 1]
         x = (
@@ -301,12 +301,12 @@ def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.nda
         for _ in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
             people.append(sample_person(rng, x, z, rides=False))
             x, z = x + float(rng.uniform(0.5, 0.9)), z + float(rng.normal(0, 0.3))
-    for _ in range(int(rng.poisson(0.35))):
+    for _ in range(int(rng.poisson(0.2))):
         people.append(
             sample_person(
                 rng,
                 float(rng.uniform(ground.left + 0.5, ground.right - 0.5)),
-                float(rng.uniform(6, 22)),
+                float(rng.uniform(5, 12)),
                 rides=True,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -143,10 +144,9 @@ def _draw_solid(canvas: Canvas, vehicle: Vehicle, solid: Solid, depth: float) ->
     label = KINDS[vehicle.kind].label
     (b0, b1), (t0, t1), half = solid.bottom, solid.top, solid.taper / 2
     low, high = solid.heights
-    shares = np.array(
-        [(b0, -0.5, low), (b0, 0.5, low), (b1, 0.5, low), (b1, -0.5, low)]
-        + [(t0, -half, high), (t0, half, high), (t1, half, high), (t1, -half, high)]
-    )
+    bottom = [(b0, -0.5, low), (b0, 0.5, low), (b1, 0.5, low), (b1, -0.5, low)]
+    top = [(t0, -half, high), (t0, half, high), (t1, half, high), (t1, -half, high)]
+    shares = np.array([*bottom, *top])
     world = vehicle.place(shares)
     corners = canvas.camera.view(world)
     colour = vehicle.colour if solid.painted else np.array([0.12, 0.12, 0.13])
@@ -174,7 +174,7 @@ def _details(
 ) -> None:
     """Glass on cabins; bumpers, lights and a plate on the ends of bodies."""
 
-    def inset(rects: list[tuple[float, ...]], look: tuple[np.ndarray, str]) -> None:
+    def inset(rects: Sequence[tuple[float, ...]], look: tuple[np.ndarray, str]) -> None:
         canvas.view_quads(_inset(face, rects), look[0], facts[0], look[1], facts[1])
 
     glass, dark = (vehicle.glass, "glass"), (np.array([0.09, 0.09, 0.1]), "paint")
@@ -191,9 +191,9 @@ def _details(
     elif solid.glass == "cab" and name == "front":
         inset([(0.06, 0.94, 0.3 if solid.heights[0] > 0.5 else 0.5, 0.92)], glass)
     elif solid.glass == "cab" and name in ("left", "right"):
-        front_is_start = name == "left"
         wide = 0.3 if solid.heights[0] > 0.5 else 0.75
-        inset([(0.04, wide, 0.2, 0.85) if front_is_start else (1 - wide, 0.96, 0.2, 0.85)], glass)
+        start, end = (0.04, wide) if name == "left" else (1 - wide, 0.96)
+        inset([(start, end, 0.2, 0.85)], glass)
     if name in ("front", "rear") and solid.glass in ("none", "bus") and solid.painted:
         inset([(0.0, 1.0, 0.0, 0.14)], dark)
         lamp = np.array((0.92, 0.9, 0.8) if name == "front" else (0.66, 0.1, 0.08)), "paint"
@@ -206,7 +206,7 @@ def _details(
         inset([(0.0, 1.0, 0.0, 0.12)], dark)
 
 
-def _inset(face: np.ndarray, rects: list[tuple[float, ...]]) -> np.ndarray:
+def _inset(face: np.ndarray, rects: Sequence[tuple[float, ...]]) -> np.ndarray:
     """Rectangles (from, to along; from, to upwards) in shares of a face [4, 3] -> [n, 4, 3]."""
     r = np.array(rects)
     s, t = r[:, [0, 1, 1, 0], None], r[:, [2, 2, 3, 3], None]

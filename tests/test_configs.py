@@ -1,0 +1,87 @@
+"""Every published recipe, for every dataset: builds, lowers at its full size, steps at width 4."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxseg.data.labels import STREET_CLASSES
+from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.types import Batch
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RECIPES = sorted(p.stem for p in CONFIGS.glob("*.py"))
+DATASETS = ("streets", "camvid", "cityscapes", "folder")
+PIXELS = (100, 200, 100, 50, 5, 100, 100)
+
+
+def built(recipe, dataset, **changes):
+    config = load_recipe(CONFIGS / f"{recipe}.py", dataset)
+    with config.unlocked():
+        config.parallel.mode = "jit"
+        for key, value in changes.items():
+            section, name = key.split("__")
+            config[section][name] = value
+    return Experiment(config).build(STREET_CLASSES, PIXELS, train_images=100)
+
+
+def shapes(run):
+    height, width = run.experiment.dataset.image_size
+    b = run.experiment.train.batch_size
+    return Batch(
+        image=jax.ShapeDtypeStruct((b, height, width, 3), np.float32),
+        label=jax.ShapeDtypeStruct((b, height, width), np.int32),
+        occlusion=jax.ShapeDtypeStruct((b, height, width), np.bool_),
+        example_id=jax.ShapeDtypeStruct((b,), np.int32),
+    )
+
+
+def test_there_are_the_three_recipes():
+    assert RECIPES == ["finetune_dice", "finetune_weighted_ce", "scratch"]
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_lowers_at_its_full_size(recipe, dataset):
+    run = built(recipe, dataset)
+    state = jax.eval_shape(run.first_state)
+    assert run.train_step.lower(state, shapes(run)).as_text()
+    if dataset in ("camvid", "cityscapes"):
+        assert sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state.params)) == 7_703_367
+        assert run.experiment.dataset.image_size == (256, 256)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_steps(recipe):
+    run = built(recipe, "streets", model__width=4, model__depth=1, dataset__image_size=(16, 16))
+    rng = np.random.default_rng(0)
+    batch = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes(run))
+    label = rng.integers(0, 7, batch.label.shape).astype(np.int32)
+    batch = batch.replace(image=rng.random(batch.image.shape, np.float32), label=label)
+    state, output = run.train_step(run.init_state(), run.experiment.parallel.place_batch(batch))
+    assert int(state.step) == 1
+    assert np.isfinite(float(output.loss))
+    expected = {"cross_entropy", "dice"} if recipe == "finetune_dice" else {"cross_entropy"}
+    assert set(output.components) == expected
+
+
+def test_the_published_setting_stands_in_the_cityscapes_recipes():
+    got = {r: load_recipe(CONFIGS / f"{r}.py", "cityscapes") for r in RECIPES}
+    scratch, weighted, dice = got["scratch"], got["finetune_weighted_ce"], got["finetune_dice"]
+    table = [
+        (c.optim.name, c.optim.learning_rate, c.train.batch_size, c.train.epochs)
+        for c in (scratch, weighted, dice)
+    ]
+    assert table == [("adam", 1e-3, 8, 100.0), ("adam", 1e-5, 8, 30.0), ("adam", 1e-5, 4, 30.0)]
+    assert all(c.dataset.void == "background" and c.optim.schedule == "constant" for c in got.values())
+    assert (
+        weighted.loss.cross_entropy.class_weights == dice.loss.cross_entropy.class_weights == "inverse_sqrt"
+    )
+    assert (dice.loss.cross_entropy.weight, dice.loss.dice.weight, dice.loss.dice.smooth) == (0.3, 0.7, 1e-6)
+    assert (dice.loss.dice.over, dice.loss.dice.absent) == ("batch", "one")
+    regions = [c.augment.occlusion.regions for c in (scratch, weighted, dice)]
+    assert [r.probability for r in regions] == [0.0, 0.6, 0.8]
+    assert [r.grey for r in regions] == [0.7, 0.7, 0.9]
+    assert all((r.count, r.min_share, r.max_share) == (2, 0.3, 0.7) for r in regions)
+    assert weighted.init.recipe == dice.init.recipe == "scratch"

@@ -1,0 +1,248 @@
+"""What a user gets wrong ends in one line that names it, with the right exit status and no traceback."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxseg.main import main
+from tests.dataset_fakes import mask, photo, save, write_camvid, write_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("errors")
+    write_camvid(folder / "camvid", (("train", 6), ("val", 2)))
+    return folder
+
+
+def arguments(place, workdir, *more, recipe="scratch", data="camvid", source="camvid"):
+    return [
+        f"--config={ROOT}/configs/{recipe}.py:{source}",
+        f"--workdir={place / workdir}",
+        f"--config.dataset.data_dir={place / data}",
+        f"--config.dataset.prepared_dir={place / 'cache'}",
+        "--config.dataset.image_size=(16,16)",
+        "--config.model.width=4",
+        "--config.model.depth=1",
+        "--config.parallel.mode=jit",
+        "--config.train.batch_size=4",
+        "--config.train.steps=2",
+        "--config.log.tensorboard=false",
+        *more,
+    ]
+
+
+def ends(capsys, argv, status, *says):
+    """The one line that a command ends with, after checking it."""
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert end.value.code == status, captured.err
+    assert last.startswith("jaxseg: "), captured.err
+    assert "Traceback" not in captured.err
+    for part in says:
+        assert part in last
+    return last
+
+
+def test_an_unknown_key(place, capsys):
+    ends(
+        capsys,
+        arguments(place, "a", "--config.train.epochz=3"),
+        2,
+        "train.epochz",
+        'did you mean "train.epochs"?',
+    )
+
+
+def test_an_unknown_section(place, capsys):
+    ends(capsys, arguments(place, "a", "--config.foo.bar=3"), 2, "foo.bar", "optim")
+
+
+def test_a_wrong_type(place, capsys):
+    ends(capsys, arguments(place, "a", "--config.train.batch_size=four"), 2, "train.batch_size", "four")
+
+
+def test_a_recipe_that_is_not_there(place, capsys):
+    ends(capsys, ["--config=configs/scrach.py"], 2, "configs/scrach.py", "scratch.py")
+
+
+def test_an_unknown_dataset(place, capsys):
+    argv = [f"--config={ROOT}/configs/scratch.py:citiscapes", f"--workdir={place / 'a'}"]
+    ends(capsys, argv, 2, "citiscapes", "cityscapes")
+
+
+def test_an_unknown_command(capsys):
+    ends(capsys, ["evalute"], 2, "evalute", "evaluate")
+
+
+def test_a_recipe_of_the_users_own_with_a_mistyped_or_missing_key(place, capsys, tmp_path):
+    text = (ROOT / "configs" / "scratch.py").read_text()
+    for old, new, says in (
+        ('"clip_norm": 0.0', '"clip_nrom": 0.0', 'did you mean "optim.clip_norm"?'),
+        ('"patience": 0', '"patience": "no"', "evaluate.patience='no' is not of type int"),
+        (', "dropout": 0.0', "", "model.dropout is missing"),
+    ):
+        assert old in text
+        (tmp_path / "mine.py").write_text(text.replace(old, new))
+        argv = arguments(place, "a")
+        argv[0] = f"--config={tmp_path}/mine.py:camvid"
+        ends(capsys, argv, 2, says)
+
+
+def test_a_missing_data_dir(place, capsys):
+    ends(capsys, arguments(place, "a", data="nowhere"), 1, "nowhere")
+
+
+def test_data_dir_with_streets(place, capsys):
+    ends(capsys, arguments(place, "a", source="streets"), 2, "data_dir", "':camvid'")
+
+
+def test_an_empty_data_dir(place, capsys):
+    (place / "empty").mkdir(exist_ok=True)
+    ends(capsys, arguments(place, "a", data="empty"), 1, "empty")
+
+
+def test_a_batch_larger_than_the_data(place, capsys):
+    ends(capsys, arguments(place, "a", "--config.train.batch_size=8"), 1, "train.batch_size=8", "6 images")
+    assert not (place / "a").exists(), "nothing half-written"
+
+
+def test_a_size_that_cannot_be_halved(place, capsys):
+    argv = arguments(place, "a", "--config.dataset.image_size=(18,16)", "--config.model.depth=2")
+    ends(capsys, argv, 2, "dataset.image_size=(18, 16)", "multiples of 4")
+
+
+def test_an_accumulation_that_does_not_divide(place, capsys):
+    ends(capsys, arguments(place, "a", "--config.train.accumulate=3"), 2, "train.accumulate=3")
+
+
+def test_a_loss_that_cannot_be_exact_in_parts(place, capsys):
+    more = ("--config.train.accumulate=2", "--config.loss.lovasz.weight=1", "--config.loss.lovasz.over=batch")
+    ends(capsys, arguments(place, "a", *more), 2, "lovasz", "train.accumulate=2")
+
+
+@pytest.fixture(scope="module")
+def mine(place):
+    """A finished run of two steps."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments(place, "mine"))
+    assert end.value.code == 0
+    return place / "mine"
+
+
+def test_a_workdir_of_another_recipe(place, mine, capsys):
+    more = ("--config.optim.learning_rate=0.5", "--config.model.norm=none")
+    line = ends(capsys, arguments(place, "mine", *more), 1, "optim.learning_rate was 0.001 and is now 0.5")
+    assert "model.norm" in line
+    # Free keys may change.
+    with pytest.raises(SystemExit) as end:
+        main(arguments(place, "mine", "--config.log.every=7", "--config.checkpoint.keep=5"))
+    assert end.value.code == 0
+
+
+def test_a_parent_that_is_not_there(place, capsys):
+    argv = arguments(place, "b", f"--config.init.workdir={place / 'gone'}", recipe="finetune_dice")
+    ends(capsys, argv, 1, "gone", "init.workdir")
+
+
+def test_a_parent_of_another_width(place, mine, capsys):
+    argv = arguments(place, "b", f"--config.init.workdir={place / 'mine'}", recipe="finetune_dice")
+    ends(capsys, [*argv, "--config.model.width=8"], 1, "is (8,) in the parent and (16,) here", "init.exclude")
+
+
+def test_a_checkpoint_of_other_classes(place, mine, capsys):
+    write_folder(place / "folder", (("train", 6), ("val", 2)))
+    argv = ["evaluate", f"--workdir={place / 'mine'}", "--config.dataset.name=folder"]
+    argv += [f"--config.dataset.data_dir={place / 'folder'}"]
+    line = ends(capsys, argv, 1, "was trained for 7 classes", "init.exclude")
+    assert "the data has 3" in line or "the data has 4" in line
+    # With the head left out, a fine-tune on other classes starts.
+    tune = arguments(place, "tuned", recipe="finetune_dice", source="folder", data="folder")
+    tune += [f"--config.init.workdir={place / 'mine'}", "--config.augment.occlusion.regions.probability=0"]
+    ends(capsys, tune, 1, "was trained for 7 classes")
+    with pytest.raises(SystemExit) as end:
+        main([*tune, "--config.init.exclude=('head',)"])
+    captured = capsys.readouterr()
+    assert end.value.code == 0, captured.err
+    assert "left at their fresh values: params/head/bias" in captured.out
+
+
+def test_a_loss_that_is_not_finite(place, capsys):
+    more = ("--config.optim.learning_rate=1e30", "--config.train.steps=9", "--config.model.norm=none")
+    ends(capsys, arguments(place, "nan", *more), 1, "step ", "examples [", "optim.learning_rate")
+
+
+def test_a_workdir_without_a_run(place, capsys):
+    ends(capsys, ["evaluate", f"--workdir={place / 'nothing'}"], 1, "nothing", "--workdir")
+
+
+def test_a_split_that_is_not_there(place, mine, capsys):
+    ends(capsys, ["evaluate", f"--workdir={place / 'mine'}", "--split=test"], 1, "test", "train, val")
+
+
+def test_a_truncated_photo_leaves_nothing_half_written(place, capsys):
+    write_camvid(place / "broken", (("train", 6), ("val", 2)))
+    victim = place / "broken" / "train" / "f3.png"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    argv = arguments(place, "c", data="broken")
+    ends(capsys, argv, 1, "f3.png")
+    victim.write_bytes(whole)
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0, "mended, the second try goes through"
+
+
+def test_debug_shows_the_traceback(place):
+    from jaxseg.errors import UsageError
+
+    with pytest.raises(UsageError):
+        main(["--debug", *arguments(place, "a", "--config.train.epochz=3")])
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("configs/finetune_dice.py", "prepare", "evaluate", "doctor", "folder"):
+        assert name in out
+    for command in ("prepare", "evaluate", "doctor"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        assert "usage: jaxseg" in capsys.readouterr().out
+
+
+def test_the_folder_source_end_to_end_with_jpeg_and_colour_masks(place, capsys):
+    root = place / "colours"
+    for split, count in (("train", 6), ("val", 2)):
+        for i in range(count):
+            (root / "images" / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo(i)).save(root / "images" / split / f"{i}.jpg")
+            ids = mask(i, (0, 1))
+            rgb = [[(255, 0, 0) if v else (0, 0, 255) for v in row] for row in ids]
+            save(root / "masks" / split / f"{i}.png", np.array(rgb, np.uint8))
+    classes = [{"name": "sea", "colours": ["#0000ff"]}, {"name": "sun", "colours": ["#ff0000"]}]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(SystemExit) as end:
+        main(arguments(place, "d", source="folder", data="colours"))
+    assert end.value.code == 0, capsys.readouterr().err
+    result = json.loads((place / "d" / "eval" / "val.json").read_text())
+    assert set(result["iou"]) == {"sea", "sun"}
+
+
+def test_a_read_only_working_folder_is_no_traceback(place, capsys):
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    (place / "locked").mkdir()
+    (place / "locked").chmod(0o500)
+    ends(capsys, arguments(place, "locked/run"), 1, "locked")

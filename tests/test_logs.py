@@ -1,0 +1,194 @@
+"""A run's log: equal runs have equal files, and a killed run ends with the file of an uninterrupted one."""
+
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.errors import UserError
+from jaxseg.logs import Progress, RunLog, read_metrics
+
+
+def figures(step):
+    return {"loss": 1 / (3 + step), "iou": {"road": np.float32(step) / 7, "sky": math.nan}}
+
+
+def write_run(workdir, steps, start_step=0):
+    with RunLog(workdir, start_step=start_step, tensorboard=False) as log:
+        for step in steps:
+            log.write(step, "train", figures(step))
+            if step % 4 == 0:
+                log.write(step, "val", {"miou": step / 9})
+
+
+def test_a_line_is_what_was_written(tmp_path):
+    values = {"a": 0.1, "b": [1, math.inf, None], "c": jnp.float32(0.25), "d": np.array([[2, 3]]), "e": True}
+    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(3, "val", {**values, "f": {"x": np.int64(2**53 + 1), "y": math.nan}})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == (
+        '{"step": 3, "split": "val", "a": 0.1, "b": [1, null, null], "c": 0.25, "d": [[2, 3]], '
+        '"e": true, "f": {"x": 9007199254740993, "y": null}}\n'
+    )
+    assert read_metrics(tmp_path) == [json.loads(line)]
+
+
+@pytest.mark.parametrize("value", [1 / 3, 5e-324, 1.7976931348623157e308, float(np.float32(0.1))])
+def test_floats_come_back_exactly(tmp_path, value):
+    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(1, "train", {"loss": value})
+    assert read_metrics(tmp_path)[0]["loss"] == value
+    assert read_metrics(tmp_path)[0]["loss"] != np.nextafter(value, 0)
+
+
+def test_a_line_is_on_disk_before_the_next_is_written(tmp_path):
+    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(1, "train", {"loss": 1.0})
+        assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_step_and_split_stand_once(tmp_path):
+    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(1, "val", {"miou": 0.5})
+        log.write(np.int32(1), "val", {"miou": 0.6})
+        log.write(1, "train", {"loss": 0.7})
+    with RunLog(tmp_path, start_step=1, tensorboard=False) as log:
+        log.write(1, "val", {"miou": 0.8})
+    assert [(r["step"], r["split"]) for r in read_metrics(tmp_path)] == [(1, "val"), (1, "train")]
+    assert read_metrics(tmp_path)[0]["miou"] == 0.5
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 8, "spl', '{"step": 8, "split": "train"}', "{}\n", "\0\0\n"])
+@pytest.mark.parametrize("saved", [0, 4, 6])
+def test_a_killed_run_ends_with_the_file_of_an_uninterrupted_one(tmp_path, saved, torn):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    write_run(whole, range(1, 13))
+    write_run(killed, range(1, 8))
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    write_run(killed, range(saved + 1, 13), start_step=saved)
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_the_comparison_of_files_sees_a_step_too_few(tmp_path):
+    write_run(tmp_path / "whole", range(1, 13))
+    write_run(tmp_path / "killed", range(1, 8))
+    write_run(tmp_path / "killed", range(6, 13), start_step=4)
+    files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert files[0] != files[1]
+
+
+def test_nothing_is_lost_where_the_cut_fails(tmp_path, monkeypatch):
+    write_run(tmp_path, range(1, 8))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("jaxseg.logs.os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        RunLog(tmp_path, start_step=2, tensorboard=False)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_clock_is_in_timings_only_and_they_are_never_cut(tmp_path):
+    for _ in range(2):
+        with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+            log.write(5, "train", {"loss": 1.0})
+            log.time(5, {"images_per_s": 3.5})
+    rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert [row["images_per_s"] for row in rows] == [3.5, 3.5]
+    assert set(rows[0]) == {"step", "unix_time", "seconds", "images_per_s"}
+    assert read_metrics(tmp_path) == [{"step": 5, "split": "train", "loss": 1.0}]
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "val"}\nhello\n{"step": 2, "split": "val"}\n'
+    )
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(tmp_path)
+
+
+def test_a_workdir_without_a_log_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not there"):
+        read_metrics(tmp_path)
+
+
+def events(workdir):
+    """[(tag, step, value)] in the event files (records: length, crc, data, crc), and purged steps."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    scalars, purges = [], []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += length + 16
+            purges += [event.step] if event.HasField("session_log") else []
+            scalars += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+    return scalars, purges
+
+
+def test_tensorboard_has_the_scalars_and_the_picture(tmp_path):
+    with RunLog(tmp_path, start_step=0) as log:
+        log.write(2, "val", {"loss": 0.5, "iou": {"road": 0.25, "sky": math.nan}, "matrix": [[1, 2]]})
+        log.time(2, {"images_per_s": 4.0})
+        log.image(2, "val", np.zeros((4, 6, 3), np.uint8))
+    scalars, purges = events(tmp_path)
+    assert ("val/loss", 2, 0.5) in scalars
+    assert ("val/iou/road", 2, 0.25) in scalars
+    assert ("time/images_per_s", 2, 4.0) in scalars
+    assert {tag for tag, _, _ in scalars} == {"val/loss", "val/iou/road", "time/images_per_s", "val"}
+    assert purges == [0]
+
+
+def test_tensorboard_hides_what_a_killed_run_wrote_after_the_checkpoint(tmp_path):
+    with RunLog(tmp_path, start_step=7) as log:
+        log.write(8, "train", {"loss": 0.5})
+    assert events(tmp_path)[1] == [8]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_off_a_terminal_there_is_a_line_every_so_many_steps():
+    out = io.StringIO()
+    with Progress(100, 10, "scratch", every=30, stream=out) as bar:
+        for step in range(11, 101):
+            bar.update(step, loss=1 / step, images_per_s=12.34, wait_share=0.031)
+        bar.write("val 0.5")
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["40/100", "70/100", "100/100"]
+    assert lines[0].startswith("scratch 40/100 (40%)  loss 0.0250  images/s 12.3  data wait 3%  0:00:0")
+    assert lines[0].endswith("left") and not lines[2].endswith("left")
+    assert lines[-1] == "val 0.5"
+    assert "\r" not in out.getvalue()
+
+
+def test_the_time_left_is_that_of_the_steps_after_the_first(monkeypatch):
+    """The first step compiles, here for a minute and a half; the others take two seconds."""
+    clock = iter([0.0, 90.0, *(90.0 + 2.0 * n for n in range(1, 10))])
+    monkeypatch.setattr("jaxseg.logs.time.monotonic", lambda: next(clock))
+    out = io.StringIO()
+    bar = Progress(2000, every=5, stream=out)
+    for step in range(1, 7):
+        bar.update(step)
+    first, sixth = out.getvalue().splitlines()
+    assert first == "train 1/2000 (0%)"
+    assert sixth == "train 6/2000 (0%)  1:06:28 left"
+
+
+def test_on_a_terminal_there_is_a_bar_and_text_goes_above_it():
+    out = Terminal()
+    with Progress(20, 5, stream=out) as bar:
+        bar.update(20, loss=0.5, images_per_s=3.0)
+        bar.write("val 0.5")
+    assert "20/20" in out.getvalue() and "\r" in out.getvalue()
+    assert "val 0.5\n" in out.getvalue()
