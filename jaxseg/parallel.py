@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -68,7 +69,8 @@ class Parallel:
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state on every device. Copies: the step donates what it is given."""
-        return jax.device_put(state, self._replicated(), may_alias=False)
+        # An explicit copy: device_put gives the same buffer back where it lies right already.
+        return jax.tree.map(jnp.copy, jax.device_put(state, self._replicated()))
 
     def place_batch(self, batch: PyTree) -> PyTree:
         """Host arrays, cut along the first axis over the devices; asynchronous."""

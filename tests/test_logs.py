@@ -113,6 +113,12 @@ def test_a_broken_line_is_named(tmp_path):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("torn", ['{"step": 2, "split": "val", "mi', '{"step": 2, "split": "val"}', "{}\n"])
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path, torn):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "val"}\n' + torn)
+    assert read_metrics(tmp_path) == [{"step": 1, "split": "val"}]
+
+
 def test_a_workdir_without_a_log_is_named(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl is not there"):
         read_metrics(tmp_path)

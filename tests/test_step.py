@@ -246,3 +246,13 @@ def test_confusions_are_an_image_each():
     out = make_eval_step(model, losses.cross_entropy(), num_classes=CLASSES)(state, batch)
     assert out.confusion_bcc.shape == (BATCH, CLASSES, CLASSES)
     assert (np.asarray(out.confusion_bcc).sum((1, 2)) == (batch.label != IGNORE_LABEL).sum((1, 2))).all()
+
+
+def test_placing_copies_so_that_donation_takes_nothing_from_the_caller():
+    place = Parallel("jit", tuple(jax.devices()[:1]))
+    model, state, _ = small()
+    step = place.compile_train_step(make_train_step(model, optax.adam(1e-2), losses.cross_entropy()))
+    batch = place.place_batch(batch_with_uneven_void())
+    first, _ = step(place.place_state(state), batch)
+    second, _ = step(place.place_state(place.place_state(state)), batch)
+    assert (first.params["head"]["bias"] == second.params["head"]["bias"]).all()

@@ -287,33 +287,37 @@ def _apart(vehicles: list[Vehicle], camera: Camera) -> list[Vehicle]:
 
 
 def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.ndarray, float]]) -> list[Thing]:
-    """Mostly on sidewalks and crossings, some in the road, alone and in groups."""
+    """Mostly on sidewalks, some in the road, alone and in groups; a few on bicycles."""
     people: list[Person] = []
-    for _ in range(int(rng.poisson(1.3))):
-        z = float(rng.uniform(3.8, 8) if rng.random() < 0.8 else rng.uniform(8, 14))
-        side = int(rng.choice([-1, 1]))
-        walk = ground.sidewalk[0 if side < 0 else 1]
-        x = (
-            float(rng.uniform(ground.left, ground.right))
-            if rng.random() < 0.25
-            else _edge(ground, side, rng.uniform(0.3, walk))
-        )
+    for _ in range(int(rng.poisson(1.02 * camera.cols / camera.rows))):
+        x, z = _place_in_view(rng, ground, camera)
         for _ in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
-            people.append(sample_person(rng, x, z, rides=False))
+            people.append(sample_person(rng, x, z))
             x, z = x + float(rng.uniform(0.5, 0.9)), z + float(rng.normal(0, 0.3))
-    for _ in range(int(rng.poisson(0.2))):
-        people.append(
-            sample_person(
-                rng,
-                float(rng.uniform(ground.left + 0.5, ground.right - 0.5)),
-                float(rng.uniform(5, 12)),
-                rides=True,
-            )
-        )
-    people = [p for p in people if p.z > 3.5 or abs(p.x - camera.offset) > 1.2]
+    if rng.random() < 0.12:
+        x = float(rng.uniform(ground.left + 0.5, ground.right - 0.5))
+        people.append(sample_person(rng, x, float(rng.uniform(5, 12)), rides=True))
     corners = np.array([(-0.2, -0.1), (0.2, -0.1), (0.2, 0.1), (-0.2, 0.1)])
     shadows += [(corners + np.array([p.x, p.z]), p.height) for p in people]
     return [(p.z, draw_person, p) for p in people]
+
+
+def _place_in_view(rng: Rng, ground: Ground, camera: Camera) -> tuple[float, float]:
+    """x and z of somebody; the last of six tries may be out of the photo."""
+    for _ in range(6):
+        z = float(rng.uniform(4.3, 8.5) if rng.random() < 0.8 else rng.uniform(8, 14))
+        side = int(rng.choice([-1, 1]))
+        walk = ground.sidewalk[0 if side < 0 else 1]
+        in_road = rng.random() < 0.2
+        x = (
+            float(rng.uniform(ground.left, ground.right))
+            if in_road
+            else _edge(ground, side, rng.uniform(0.3, walk))
+        )
+        view = camera.view(np.array([x, 0.0, z]))
+        if view[2] > 3 and abs(view[0]) < 0.9 * camera.cols / 2 / camera.focal * view[2]:
+            break
+    return x, z
 
 
 def _draw_void(rng: Rng, canvas: Canvas) -> None:
