@@ -78,7 +78,9 @@ class _Look:
     shop: np.ndarray
     has_shops: bool
     has_bands: bool
+    has_courses: bool
     base: np.ndarray
+    course: np.ndarray
 
 
 def _look(rng: np.random.Generator, colour: np.ndarray) -> _Look:
@@ -97,6 +99,8 @@ def _look(rng: np.random.Generator, colour: np.ndarray) -> _Look:
         shop=pick(rng, "paint"),
         has_shops=rng.random() < 0.45,
         has_bands=rng.random() < 0.5,
+        has_courses=rng.random() < 0.5,
+        course=colour * rng.choice([0.75, 1.22]),
         base=colour * rng.uniform(0.6, 1.1),
     )
 
@@ -120,6 +124,10 @@ def _decorate(
         s, t = s[t > 0], t[t > 0]
     half_s, half_t = look.fill[0] / 2, look.fill[1] / 2
     tones = np.exp(0.3 * rng.standard_normal(len(s)))
+    if look.has_courses:
+        at = np.arange(0.3, height, 0.6)
+        lines = np.stack([0 * at, 0 * at + 1.0, at / height, (at + 0.14) / height], axis=1)
+        _rectangles(canvas, wall, lines, look.course * shade, "plaster", depth)
     if look.has_bands:
         ledges = np.arange(1, storeys)
         rects = np.stack([0 * ledges, 0 * ledges + 1.0, ledges - 0.06, ledges + 0.06], axis=1) / [

@@ -40,9 +40,9 @@ class Light:
 
 def sample_light(rng: np.random.Generator) -> Light:
     """Noon, overcast, haze, dusk."""
-    dusk, overcast = rng.random() < 0.12, rng.random() < 0.35
+    dusk, overcast = rng.random() < 0.09, rng.random() < 0.35
     warm = rng.normal(0, 0.045) + (0.06 if dusk else 0)
-    exposure = np.exp(rng.normal(0.03, 0.13)) * (0.68 if dusk else 1.0)
+    exposure = np.exp(rng.normal(0.03, 0.11)) * (0.68 if dusk else 1.0)
     angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1.8)
     zenith, horizon = pick(rng, "sky"), pick(rng, "sky")
     return Light(
@@ -55,7 +55,7 @@ def sample_light(rng: np.random.Generator) -> Light:
         sun=(float(np.cos(angle) * reach), float(np.sin(angle) * reach)),
         shadow=0.1 if overcast or dusk else float(rng.uniform(0.3, 0.58)),
         vignette=float(rng.uniform(0, 0.3)),
-        noise=float(rng.uniform(0.004, 0.016)),
+        noise=float(rng.uniform(0.003, 0.012)),
         blur=float(rng.uniform(0, 0.5)),
     )
 

@@ -53,7 +53,7 @@ def sample_person(rng: np.random.Generator, x: float, z: float, *, rides: bool =
         rides=rides,
         bag=str(rng.choice(["none", "hand", "back"], p=[0.6, 0.25, 0.15])),
         coat=bool(rng.random() < 0.3),
-        stripes=bool(rng.random() < 0.35),
+        stripes=bool(rng.random() < 0.5),
         top=pick(rng, "cloth"),
         legs=pick(rng, "trousers") * 0.9,
         skin=SKIN[int(rng.integers(len(SKIN)))],

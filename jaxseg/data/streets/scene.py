@@ -62,7 +62,7 @@ def sample_camera(rng: Rng, ground: Ground, rows: int, cols: int) -> Camera:
     return Camera(
         rows=rows,
         cols=cols,
-        focal=rows * rng.uniform(0.75, 1.35),
+        focal=rows * rng.uniform(0.9, 1.4),
         horizon=rows * rng.uniform(0.28, 0.6),
         eye=rng.uniform(1.3, 2.9),
         offset=place if place is not None else rng.uniform(ground.left * 0.7, ground.right * 0.8),
@@ -139,7 +139,7 @@ def _plant_side(
     park = [(walk + 1.5, 6, 0.8), (walk + 6, 5, 0.9), (walk + 12, 5, 1.0)]
     for out, step, chance in rows[kind] if kind in rows else park:
         style = int(rng.integers(2**62))
-        for z in np.arange(rng.uniform(3, 9), 75, step):
+        for z in np.arange(rng.uniform(3, 9), 55, step):
             place = float(z + rng.uniform(-0.3, 0.3) * step)
             if rng.random() < chance and not _in_crossing(ground, place, 1):
                 same = rng.random() < 0.6
@@ -156,7 +156,7 @@ def _plant_side(
                 shadows.append((np.stack(corners, axis=1), tree.trunk + tree.crown[1] * 0.9))
     if kind != "urban" and rng.random() < 0.55:
         things += _strips(rng, ground, side, walk)
-    for _ in range(int(rng.poisson(2.0))):
+    for _ in range(int(rng.poisson(1.3))):
         z = float(rng.uniform(4, 45))
         post = _post(rng, _edge(ground, side, rng.uniform(0.2, max(0.4, walk * 0.4))), z)
         things.append((z, draw_post, post))
@@ -164,7 +164,7 @@ def _plant_side(
 
 
 def _tree(rng: Rng, x: float, z: float, light: Light, style: int | None) -> Tree:
-    radius = rng.uniform(1.1, 3.2)
+    radius = rng.uniform(1.5, 3.5)
     bush = rng.random() < 0.22
     shape = str(rng.choice(["round", "cone", "column"], p=[0.7, 0.17, 0.13]))
     return Tree(
@@ -179,7 +179,7 @@ def _tree(rng: Rng, x: float, z: float, light: Light, style: int | None) -> Tree
 
 
 def _strips(rng: Rng, ground: Ground, side: int, walk: float) -> list[Thing]:
-    kind = str(rng.choice(["fence", "wall", "hedge"], p=[0.25, 0.3, 0.45]))
+    kind = str(rng.choice(["fence", "wall", "hedge"], p=[0.15, 0.35, 0.5]))
     x, tall = _edge(ground, side, walk + 0.3), rng.uniform(0.8, 2.0)
     colour = pick(rng, "leaf" if kind == "hedge" else "facade")
     things: list[Thing] = []
@@ -241,13 +241,13 @@ def _traffic(
     vehicles: list[Vehicle] = []
     for side in (-1, 1):
         density, z = rng.choice([0.0, 0.3, 0.8]), rng.uniform(2, 9)
-        while z < 40:
+        while z < 32:
             if rng.random() < density and not _in_crossing(ground, z, 3):
                 x = _edge(ground, side, -1.05)
                 vehicles.append(_vehicle(rng, light, x, z, 0.0 if side > 0 else np.pi))
             z += rng.uniform(5.6, 8)
     for _ in range(int(rng.poisson(2.6))):
-        x, z = rng.uniform(ground.left + 2.8, max(ground.left + 3, ground.right - 2.8)), rng.uniform(5.5, 26)
+        x, z = rng.uniform(ground.left + 2.8, max(ground.left + 3, ground.right - 2.8)), rng.uniform(5.5, 20)
         middle = (ground.left + ground.right) / 2
         vehicles.append(_vehicle(rng, light, x, z, (0.0 if x > middle else np.pi) + rng.normal(0, 0.08)))
     if ground.crossing is not None:
@@ -289,7 +289,7 @@ def _apart(vehicles: list[Vehicle], camera: Camera) -> list[Vehicle]:
 def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.ndarray, float]]) -> list[Thing]:
     """Mostly on sidewalks, some in the road, alone and in groups; a few on bicycles."""
     people: list[Person] = []
-    for _ in range(int(rng.poisson(1.02 * camera.cols / camera.rows))):
+    for _ in range(int(rng.poisson(1.2 * camera.cols / camera.rows))):
         x, z = _place_in_view(rng, ground, camera)
         for _ in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
             people.append(sample_person(rng, x, z))
@@ -303,9 +303,10 @@ def _people(rng: Rng, ground: Ground, camera: Camera, shadows: list[tuple[np.nda
 
 
 def _place_in_view(rng: Rng, ground: Ground, camera: Camera) -> tuple[float, float]:
-    """x and z of somebody; the last of six tries may be out of the photo."""
+    """x and z of somebody 8 to 31 % of the photo tall; the last of six tries may be out of it."""
     for _ in range(6):
-        z = float(rng.uniform(4.3, 8.5) if rng.random() < 0.8 else rng.uniform(8, 14))
+        tall = rng.uniform(0.15, 0.31) if rng.random() < 0.85 else rng.uniform(0.08, 0.15)
+        z = float(1.74 * camera.focal / (tall * camera.rows))
         side = int(rng.choice([-1, 1]))
         walk = ground.sidewalk[0 if side < 0 else 1]
         in_road = rng.random() < 0.2
