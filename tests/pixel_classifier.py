@@ -1,6 +1,6 @@
 """How far colour and position alone get on `streets`: a command, and what the cheap test uses.
 
-python -m tests.pixel_classifier [--images=400 --pixels=1200000 --iterations=300]
+python -m tests.pixel_classifier [--images=400 --pixels=1200000 --iterations=120]
 
 A gradient-boosted classifier (scikit-learn's HistGradientBoostingClassifier) sees one pixel at a time:
 red, green, blue, column, row. It prints IoU on val after half and after all of its iterations; where the
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--val_images", type=int, default=100)
     parser.add_argument("--pixels", type=int, default=1_200_000)
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=120)
     parser.add_argument("--size", type=int, default=128)
     args = parser.parse_args()
     source = Streets(num_train=args.images, num_val=args.val_images, height=args.size, width=args.size)

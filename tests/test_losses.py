@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_losses as reference
 
 from jaxseg import losses
 from jaxseg.errors import UsageError
+from tests import reference_losses as reference
 
 VOID = 255
 CLASSES = 4

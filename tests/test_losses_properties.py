@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_losses as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxseg import losses
 from jaxseg.metrics import confusion_matrix, scores
+from tests import reference_losses as reference
 
 VOID = 255
 CLASSES = 4

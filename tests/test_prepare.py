@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_fakes import CLASSES, Wrapped, mask, photo, save, write_cityscapes, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,6 +25,7 @@ from jaxseg.data.records import Manifest, open_records
 from jaxseg.data.source import PublishedTotals
 from jaxseg.errors import UserError
 from jaxseg.types import MAX_REGIONS
+from tests.dataset_fakes import CLASSES, Wrapped, mask, photo, save, write_cityscapes, write_folder
 
 SIZE = (8, 10)
 
@@ -376,7 +376,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from dataset_fakes import Wrapped
+from tests.dataset_fakes import Wrapped
 from jaxseg.data.prepare import prepare_split
 
 if __name__ == "__main__":

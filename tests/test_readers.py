@@ -4,7 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_fakes import (
+from PIL import Image
+
+from jaxseg.data import open_source
+from jaxseg.data.camvid import CamVid
+from jaxseg.data.cityscapes import Cityscapes, _half
+from jaxseg.data.folder import _hash_split, open_folder
+from jaxseg.data.labels import CAMVID_MAPPING, CITYSCAPES_MAPPING
+from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source
+from jaxseg.errors import UsageError, UserError
+from tests.dataset_fakes import (
     CLASSES,
     cityscapes_names,
     mask,
@@ -15,15 +24,6 @@ from dataset_fakes import (
     write_folder,
     zip_cityscapes,
 )
-from PIL import Image
-
-from jaxseg.data import open_source
-from jaxseg.data.camvid import CamVid
-from jaxseg.data.cityscapes import Cityscapes, _half
-from jaxseg.data.folder import _hash_split, open_folder
-from jaxseg.data.labels import CAMVID_MAPPING, CITYSCAPES_MAPPING
-from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source
-from jaxseg.errors import UsageError, UserError
 
 
 def real_camvid() -> Path:

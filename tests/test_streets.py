@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from jaxseg.data.labels import CITYSCAPES_MAPPING, STREET_CLASSES
 from jaxseg.data.streets import Streets, write_cityscapes
@@ -66,7 +67,7 @@ def golden_figures(source):
     return zlib.crc32(label.tobytes()), image.reshape(2, 16, 2, 24, 3).mean(axis=(1, 3, 4)).round(1).tolist()
 
 
-GOLDEN = (0, [[0.0, 0.0], [0.0, 0.0]])
+GOLDEN = (412591293, [[93.9, 131.9], [156.2, 151.4]])
 
 
 def test_golden():
@@ -109,9 +110,10 @@ def _features(images, labels, count, rng):
 def _pixel_miou(scenes, rng, recolour=lambda images, labels: images):
     train, val = (
         _features(recolour(*scenes[split]), scenes[split][1], count, rng)
-        for split, count in (("train", 60_000), ("val", 60_000))
+        for split, count in (("train", 20_000), ("val", 20_000))
     )
-    [(_, iou)] = fit_and_score(train, val, [30])
+    with threadpool_limits(1):  # its threads wait by spinning: minutes on a busy machine
+        [(_, iou)] = fit_and_score(train, val, [15])
     return np.nanmean(iou)
 
 
