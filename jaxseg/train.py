@@ -106,7 +106,7 @@ def _start(
         if meta["mapping_hash"] != data.hashes["mapping_hash"] or meta["data"] != data.fingerprint:
             raise UserError(
                 f"the train split ({data.records['train'].directory}) is not what this run was trained on "
-                "so far: its source, mapping or size changed; use another --workdir, or bring the old data back"
+                "so far: source, mapping or size changed; use another --workdir, or bring the old data back"
             )
         print(f"Going on from step {latest} of {run.total_steps}.")
         return state, Position(**meta["position"])

@@ -395,7 +395,7 @@ class Case:
         self.source = Wrapped(str(tmp_path / "data"))
         self.script.write_text(
             SCRIPT.format(
-                tests=str(Path(__file__).parent),
+                tests=str(Path(__file__).resolve().parent.parent),
                 data=str(tmp_path / "data"),
                 out=str(self.out),
                 log=str(self.log),

@@ -175,7 +175,8 @@ class Experiment:
         if "train" in records and len(records["train"]) < self.train.batch_size:
             raise UserError(
                 f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images "
-                f"of {section.name}'s train split; use --config.train.batch_size={len(records['train'])} or less"
+                f"of {section.name}'s train split; "
+                f"use --config.train.batch_size={len(records['train'])} or less"
             )
         regions = self.augmentation.regions.probability
         if regions and section.region_class not in source.classes.names:
