@@ -304,7 +304,7 @@ class Loop:
         bar.update(step, loss=loss, images_per_s=images_per_s, wait_share=wait_share)
         if step % every == 0 or step == 1:
             parts = {name: float(value) for name, value in output.components.items()}
-            rate = float(experiment.schedule(self.run.total_steps)(step - 1))
+            rate = float(self.run.schedule(step - 1))
             self.log.write(
                 step, "train", {"loss": loss, **parts, "grad_norm": grad_norm, "learning_rate": rate}
             )

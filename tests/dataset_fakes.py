@@ -21,6 +21,15 @@ CLASSES = {
     "void": {"ids": [255]},
 }
 
+TINY_RUN = (
+    "--config.dataset.image_size=(16,16)",
+    "--config.model.width=4",
+    "--config.model.depth=1",
+    "--config.parallel.mode=jit",
+    "--config.train.batch_size=4",
+)
+"""Flags that make any recipe a matter of seconds."""
+
 
 def save(path: Path, array: np.ndarray, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

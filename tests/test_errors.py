@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.main import main
-from tests.dataset_fakes import mask, photo, save, write_camvid, write_folder
+from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,11 +27,7 @@ def arguments(place, workdir, *more, recipe="scratch", data="camvid", source="ca
         f"--workdir={place / workdir}",
         f"--config.dataset.data_dir={place / data}",
         f"--config.dataset.prepared_dir={place / 'cache'}",
-        "--config.dataset.image_size=(16,16)",
-        "--config.model.width=4",
-        "--config.model.depth=1",
-        "--config.parallel.mode=jit",
-        "--config.train.batch_size=4",
+        *TINY_RUN,
         "--config.train.steps=2",
         "--config.log.tensorboard=false",
         *more,

@@ -16,7 +16,7 @@ import pytest
 from jaxseg.checkpoints import DIRECTORY, read_pretrained
 from jaxseg.logs import read_metrics
 from jaxseg.main import main
-from tests.dataset_fakes import write_camvid
+from tests.dataset_fakes import TINY_RUN, write_camvid
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,11 +35,7 @@ def arguments(place, workdir, *more, recipe="scratch"):
         f"--workdir={place / workdir}",
         f"--config.dataset.data_dir={place / 'camvid'}",
         f"--config.dataset.prepared_dir={place / 'cache'}",
-        "--config.dataset.image_size=(16,16)",
-        "--config.model.width=4",
-        "--config.model.depth=1",
-        "--config.parallel.mode=jit",
-        "--config.train.batch_size=4",
+        *TINY_RUN,
         "--config.evaluate.batch_size=4",
         "--config.log.every=1",
         *more,

@@ -249,12 +249,6 @@ class Experiment:
         total = self.train.steps or math.ceil(self.train.epochs * per_epoch)
         return total, min(total, max(1, math.ceil(self.evaluate.every_epochs * per_epoch)))
 
-    def schedule(self, total_steps: int) -> optax.Schedule:
-        """Step -> learning rate, for the log."""
-        names = inspect.signature(optim.build_schedule).parameters
-        section = {key: value for key, value in plain(self.config.optim).items() if key in names}
-        return optim.build_schedule(total_steps=total_steps, **section)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -338,6 +332,13 @@ class Run:
         batch = Batch(**arrays)
         compiled = self.experiment.parallel.compiled(self.train_step, state, batch)
         return None if compiled is None else summary.step_cost(compiled)
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """Step -> learning rate, for the log."""
+        names = inspect.signature(optim.build_schedule).parameters
+        section = {k: v for k, v in plain(self.experiment.config.optim).items() if k in names}
+        return optim.build_schedule(total_steps=self.total_steps, **section)
 
     @cached_property
     def train_step(self) -> step.TrainStep:
