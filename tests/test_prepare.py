@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -364,10 +365,14 @@ def test_quiet_and_off_line(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     source = open_folder(write_folder(tmp_path / "data"))
     prepare_split(source, "val", SIZE, tmp_path / "out")
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
+    assert list(temporary.iterdir()) == [], "nothing is left in the system's temporary folder"
 
 
 # Interrupted, and two at once.

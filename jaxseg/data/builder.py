@@ -50,6 +50,13 @@ def write_records(
     _remove_empty(work)
 
 
+class _Info(tfds.core.DatasetInfo):
+    """Keeps TFDS from asking its bucket what it knows of ours, which leaves a temporary folder behind."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing of ours is there."""
+
+
 class _Builder(tfds.core.GeneratorBasedBuilder):
     """One split of one source at one size."""
 
@@ -81,7 +88,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         if self._sources:
             features["source_label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
             features["source_size"] = tfds.features.Tensor(shape=(2,), dtype=np.int32)
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
