@@ -87,9 +87,18 @@ def get_config(dataset: str = "streets") -> ConfigDict:
     # recipe: the file beside this one whose best parameters a fine-tune starts from ("" for none);
     # workdir: a run to take instead; exclude: patterns of parameter paths that stay fresh.
     config.init = ConfigDict({"recipe": "", "workdir": "", "exclude": ()})
-    # steps > 0 counts instead of epochs; accumulate cuts a batch into that many microbatches.
+    # steps > 0 counts instead of epochs; accumulate cuts a batch into that many microbatches; nonfinite:
+    # "stop" at a step whose loss or gradient is not finite, or "skip" it.
     config.train = ConfigDict(
-        {"epochs": 40.0, "steps": 0, "batch_size": 8, "accumulate": 1, "ema_decay": 0.0, "seed": 0}
+        {
+            "epochs": 40.0,
+            "steps": 0,
+            "batch_size": 8,
+            "accumulate": 1,
+            "ema_decay": 0.0,
+            "seed": 0,
+            "nonfinite": "stop",
+        }
     )
     # In epochs; patience: evaluations without a better mIoU before the run ends early (0: never).
     config.evaluate = ConfigDict({"every_epochs": 1.0, "batch_size": 8, "patience": 0})

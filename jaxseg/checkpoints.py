@@ -1,16 +1,22 @@
 """What survives a crash: orbax checkpoints of the state, and pretrained parameters taken from them.
 
-`WORKDIR/checkpoints/STEP/` holds `state` (arrays) and `meta` (JSON: best metric so far, config, hashes).
+`WORKDIR/checkpoints/STEP/` holds `state` (arrays) and `meta` (JSON: config, hashes, checksums of all arrays).
 Saving is asynchronous and atomic: a save that was cut off is a directory with a `tmp` suffix that nobody
-reads. The latest steps and the best one are kept; nothing is pickled. This is the only module that
-talks to orbax, whose interface is to change with its version 1.
+reads. The latest steps and the best one are kept; a broken one is moved away, never deleted; nothing is
+pickled, and reading one runs no code from it. This is the only module that talks to orbax, whose interface
+is to change with its version 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,47 +36,89 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int) -> None:
         """Opens or makes `workdir/checkpoints`; `keep` latest steps stay, and the best."""
-        self._manager = _manager(workdir, keep=keep, read_only=False)
-        self._directory = workdir / DIRECTORY
+        self._policy = _LatestAndBest(keep)
+        self._workdir = workdir
+        self._manager = _manager(workdir, self._policy)
 
-    def latest_step(self) -> int | None:
-        """The newest step that was saved completely."""
-        self._manager.wait_until_finished()
-        return self._manager.latest_step()
+    def save(self, step: int, state: TrainState, meta: Mapping[str, Any], *, best: int | None) -> None:
+        """Starts a save and returns; of the older steps, the latest and `best` stay.
 
-    def save(self, step: int, state: TrainState, meta: Mapping[str, Any], *, score: float | None) -> None:
-        """Starts a save and returns; `score` (higher is better) where this step was evaluated."""
+        Raises UserError where this or the save before it can't be written.
+        """
         import orbax.checkpoint as ocp
 
-        self._manager.wait_until_finished()
+        self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))),
-            metrics=None if score is None else {"score": score},
-            force=True,
+        self._policy.best = best
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta, state))
         )
+        with self._storage_errors(step):
+            self._manager.save(step, args=content, force=True)
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state at `step`, placed as `like` is, and its meta. Raises UserError for a broken one."""
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The state and meta of the newest sound checkpoint, placed as `like`; None where there is none yet.
+
+        A broken one that is newer is moved to `workdir/broken` and said. Raises UserError where all are
+        broken; they then stay where they are.
+        """
+        broken: dict[int, UserError] = {}
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                found = self._restore(step, like)
+            except UserError as e:
+                broken[step] = e
+                continue
+            for number, error in broken.items():
+                self._move_away(number, error)
+            return found
+        if steps:
+            raise broken[steps[0]]
+        return None
+
+    def is_saving(self) -> bool:
+        """Whether a save is still being written."""
+        return self._manager.is_saving_in_progress()
+
+    def wait(self) -> None:
+        """Returns when what was saved is on the disk. Raises UserError where it can't be written."""
+        with self._storage_errors(None):
+            self._manager.wait_until_finished()
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         import orbax.checkpoint as ocp
 
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        where = self._workdir / DIRECTORY / str(step)
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-                ),
-            )
+            restored = self._manager.restore(step, args=content)
         except Exception as e:
-            raise _unreadable(self._directory / str(step), e) from e
-        return restored["state"], restored["meta"]
+            raise _unreadable(where, e) from e
+        return restored["state"], _checked(restored["meta"], restored["state"], where)
 
-    def wait(self) -> None:
-        """Returns when what was saved is on the disk."""
-        self._manager.wait_until_finished()
+    def _move_away(self, step: int, error: UserError) -> None:
+        home = self._workdir / "broken"
+        home.mkdir(exist_ok=True)
+        number = next(n for n in itertools.count() if not (home / f"{step}.{n}").exists())
+        (self._workdir / DIRECTORY / str(step)).rename(home / f"{step}.{number}")
+        self._manager.reload()
+        print(
+            f"Warning: {error}; moved to {home}/{step}.{number}, going on from an older one", file=sys.stderr
+        )
+
+    @contextlib.contextmanager
+    def _storage_errors(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            raise UserError(
+                f"{self._workdir / DIRECTORY}: {what} can't be saved ({_one_line(e)}); make room or mend the "
+                "disk, and the same command goes on from the last one that was"
+            ) from e
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +126,13 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        except UserError:
+            if kind is None:  # else what went wrong first is what is told
+                raise
+        finally:
+            self._manager.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,33 +145,58 @@ class Pretrained:
     meta: dict[str, Any]
 
 
-def read_pretrained(workdir: Path, which: str = "best") -> Pretrained:
-    """The `best` or `latest` checkpoint of a run. Raises UserError where there is none."""
-    import orbax.checkpoint as ocp
+def stored_steps(workdir: Path) -> list[int]:
+    """The steps that are saved whole, rising; [] where there are none."""
+    folder = workdir / DIRECTORY
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
+
+def read_pretrained(workdir: Path, best: int | None = None) -> Pretrained:
+    """What the checkpoint of step `best` has learned; without one, or where it is broken, the latest sound.
+
+    Says so where `best` could not be had. Raises UserError where there is no sound checkpoint.
+    """
     if not (workdir / DIRECTORY).is_dir():
         raise UserError(f"{workdir} holds no checkpoints; train there first, or name another --workdir")
-    manager = _manager(workdir, keep=1, read_only=True)
+    manager = _manager(workdir, None)
     try:
-        latest = manager.latest_step()
-        if latest is None:
+        steps = sorted(manager.all_steps(), reverse=True)
+        if not steps:
             raise UserError(f"{workdir / DIRECTORY} is empty; train there first, or name another --workdir")
-        meta = _restore_item(manager, workdir, latest, "meta", ocp.args.JsonRestore())
-        step = latest if which == "latest" or meta["best_step"] is None else meta["best_step"]
+        errors = []
+        for step in steps if best is None else [best, *(s for s in steps if s != best)]:
+            try:
+                found = _read_variables(manager, workdir, step)
+            except UserError as e:
+                errors.append(e)
+                continue
+            if errors:
+                print(f"Warning: {errors[0]}; step {found.step} is taken in its place", file=sys.stderr)
+            return found
+        raise errors[0]
+    finally:
+        manager.close()
+
+
+def _read_variables(manager: Any, workdir: Path, step: int) -> Pretrained:
+    import orbax.checkpoint as ocp
+
+    where = workdir / DIRECTORY / str(step)
+    try:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         shapes = manager.item_metadata(step)["state"]
         wanted = {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
         if shapes["ema"] is not None:
             wanted = {"ema": shapes["ema"]}
         abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), wanted)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
-        found = _restore_item(manager, workdir, step, "state", args)
-        variables = found["ema"] if "ema" in found else found
-        return Pretrained(
-            step, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, meta
-        )
-    finally:
-        manager.close()
+        content = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
+        found = manager.restore(step, args=ocp.args.Composite(state=content))["state"]
+    except Exception as e:
+        raise _unreadable(where, e) from e
+    meta = _checked(meta, found, where)
+    variables = found["ema"] if "ema" in found else found
+    return Pretrained(step, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, meta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,40 +246,78 @@ def transfer(
     return merged, TransferReport(tuple(taken), tuple(excluded))
 
 
-def _restore_item(manager: Any, workdir: Path, step: int, item: str, args: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    try:
-        return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-    except Exception as e:
-        raise _unreadable(workdir / DIRECTORY / str(step), e) from e
+# Checksums: of what is in memory before it is saved, held against what is in memory after it was restored,
+# so that they do not depend on how orbax and tensorstore write.
 
 
-def _unreadable(path: Path, cause: Exception) -> UserError:
-    reason = " ".join(str(cause).split())[:200]
+def array_digests(tree: PyTree) -> dict[str, str]:
+    """sha256 of each array by its path ('params/head/kernel'): dtype, shape and bytes."""
+    digests = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        values = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+        digests[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()
+    return digests
+
+
+def _sealed(meta: Mapping[str, Any], state: TrainState) -> dict[str, Any]:
+    """`meta` with the checksums of the arrays and of itself."""
+    content = {**meta, "sha256": array_digests(state)}
+    return {**content, "seal": _seal(content)}
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(meta: dict[str, Any], arrays: PyTree, where: Path) -> dict[str, Any]:
+    """The meta as it was given to `save`. Raises UserError where it or an array is not what was saved."""
+    content = {key: value for key, value in meta.items() if key != "seal"}
+    if "seal" not in meta or "sha256" not in meta or meta["seal"] != _seal(content):
+        raise _unreadable(where, ValueError("its meta fails its checksum"))
+    digests = content.pop("sha256")
+    for path, digest in array_digests(arrays).items():
+        if path not in digests or digests[path] != digest:
+            raise _unreadable(where, ValueError(f"{path} fails its checksum"))
+    return content
+
+
+def _unreadable(where: Path, cause: Exception) -> UserError:
     return UserError(
-        f"{path} can't be read ({reason}); move it away, and the run goes on from the one before"
+        f"{where} can't be read ({_one_line(cause)}); bring it back from a copy, or move it away"
     )
 
 
-def _manager(workdir: Path, *, keep: int, read_only: bool) -> Any:
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as policies
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
+
+class _LatestAndBest:
+    """Which checkpoints orbax keeps: the `latest` newest, and the best.
+
+    Not its `best_fn` with `max_to_keep`, which deletes the latest when it is not among the best; nor its
+    BestN, which wants the score at the time of saving.
+    """
+
+    def __init__(self, latest: int) -> None:
+        self.latest = latest
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """For each checkpoint, oldest first."""
+        newest = {c.step for c in checkpoints[-self.latest :]}
+        return [c.step in newest or c.step == self.best for c in checkpoints]
+
+
+def _manager(workdir: Path, policy: _LatestAndBest | None) -> Any:
+    """Orbax's manager; without a policy it only reads."""
+    import orbax.checkpoint as ocp
+
+    read_only = policy is None
     options = ocp.CheckpointManagerOptions(
-        # Not `best_fn` with `max_to_keep`: that deletes the latest step when it is not among the best.
-        preservation_policy=policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        ),
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,
+        preservation_policy=policy, read_only=read_only, cleanup_tmp_directories=not read_only
     )
     # A reader asks for parts of the state by name, without an optimizer to describe the rest.
     state = ocp.PyTreeCheckpointHandler() if read_only else ocp.StandardCheckpointHandler()

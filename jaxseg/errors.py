@@ -1,5 +1,14 @@
 """Errors that a user can cause. `main` prints them as one line and exits with their status."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+
 
 class UserError(Exception):
     """The input or the run failed. The message names the file or key, the value and the mend."""
@@ -17,3 +26,17 @@ class Preempted(UserError):
     """Told to stop; the state is saved and the same command goes on."""
 
     exit_status = 75
+
+
+@contextlib.contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turns what a disk does to us (full, read-only, not ours, broken) into a UserError about `where`."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _STORAGE:
+            raise
+        raise UserError(
+            f"{e.filename or where}: {e.strerror}; make room or mend the disk or its permissions; the same "
+            "command goes on from the last checkpoint"
+        ) from e

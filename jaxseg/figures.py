@@ -64,6 +64,13 @@ def sheet_array(
     return _joined(rows, gap, axis=0)
 
 
+def save_array(rgb_hw3: np.ndarray, path: Path) -> None:
+    """Writes [H, W, 3] uint8 sRGB as an image file, pixel by pixel."""
+    from PIL import Image
+
+    Image.fromarray(rgb_hw3).save(path)
+
+
 def prediction_sheet(
     images: Sequence[np.ndarray],
     labels: Sequence[np.ndarray],

@@ -40,7 +40,9 @@ class RunLog:
         ]
         _replace_rows(workdir / METRICS_FILE, kept)
         _replace_rows(workdir / TIMINGS_FILE, _read_rows(workdir / TIMINGS_FILE))
-        self._written = {(row["step"], row["split"]) for row in kept}
+        self.rows_kept = len(kept)
+        self._last = {row["split"]: row["step"] for row in kept}
+        self._evaluations = [row for row in kept if row["split"] == "val"]
         self._metrics = (workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._timings = (workdir / TIMINGS_FILE).open("a", encoding="utf-8")
         self._opened = time.perf_counter()
@@ -49,14 +51,20 @@ class RunLog:
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Add one line `{"step", "split", **figures}`; a line that already stands for both is kept.
 
+        Steps of a split rise.
+
         `figures` holds numbers (NaN and infinity become null), strings, None, and lists, arrays and
         mappings of them. Numbers, and those one level down, go to TensorBoard as `split/name[/key]`.
         """
         step, plain = int(step), _plain(figures)
-        if (step, split) in self._written:
+        if split in self._last and step <= self._last[split]:
             return
-        self._written.add((step, split))
-        _append(self._metrics, {"step": step, "split": split, **plain})
+        self._last[split] = step
+        row = {"step": step, "split": split, **plain}
+        if split == "val":
+            self._evaluations.append(row)
+        _append(self._metrics, row)
+        self.rows_kept += 1
         if self._events is not None:
             for tag, value in _scalars(split, plain):
                 self._events.add_scalar(tag, value, step)
@@ -69,6 +77,19 @@ class RunLog:
         if self._events is not None:
             for tag, value in _scalars("time", plain):
                 self._events.add_scalar(tag, value, step)
+
+    def enter(self, phase: str, step: int) -> None:
+        """Note in timings.jsonl what the run is doing from now on: train, evaluate, save or report."""
+        _append(self._timings, {"step": int(step), "unix_time": round(time.time(), 3), "phase": phase})
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The "val" lines, those of earlier starts included."""
+        return list(self._evaluations)
+
+    def sync(self) -> None:
+        """Returns when metrics.jsonl is on the disk, as far as it is written."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
 
     def image(self, step: int, tag: str, rgb_hw3: np.ndarray) -> None:
         """Show a picture, [H, W, 3] uint8 sRGB, in TensorBoard (only)."""

@@ -7,16 +7,32 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxseg import figures
-from jaxseg.checkpoints import Pretrained, read_pretrained
+from jaxseg.best import best_of
+from jaxseg.checkpoints import Pretrained, read_pretrained, stored_steps
 from jaxseg.evaluate import Evaluation, to_json, write_json
 from jaxseg.experiment import Data, Experiment, Run, check_classes
-from jaxseg.logs import read_metrics
+from jaxseg.logs import METRICS_FILE, read_metrics
 from jaxseg.metrics import format_table
+
+
+def read_learned(workdir: Path, which: str = "best") -> Pretrained:
+    """The `best` checkpoint of a run by its log, or the `latest`. Raises UserError where there is none."""
+    steps = stored_steps(workdir)
+    if which == "latest" or not steps:
+        return read_pretrained(workdir)
+    if not (workdir / METRICS_FILE).is_file():
+        print(
+            f"Warning: {workdir / METRICS_FILE} is not there to say which checkpoint is the best: the latest"
+        )
+        return read_pretrained(workdir)
+    # What was scored while its save was cut off will be scored again.
+    rows = [row for row in read_metrics(workdir) if row["step"] <= steps[-1]]
+    return read_pretrained(workdir, best_of(rows).step)
 
 
 def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> None:
     """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval."""
-    learned = read_pretrained(workdir, which)
+    learned = read_learned(workdir, which)
     experiment = Experiment(config)
     # The class weights of the loss come from the train split, also where another is scored.
     data = experiment.open_data(dict.fromkeys(("train", split)))

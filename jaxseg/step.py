@@ -75,6 +75,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
     axis_name: str | None = None,
 ) -> TrainStep:
     """train_step(state, batch) -> (state, StepOutput), pure.
@@ -84,6 +85,7 @@ def make_train_step(
         loss's sums, a second differentiates each microbatch against their total. It costs one more
         forward pass. Batch normalisation sees a microbatch at a time, which is not the whole batch.
     ema_decay: share of the old average that is kept a step; 0 leaves the average off.
+    skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the step's number.
     axis_name: the device axis inside pmap and shard_map.
     """
 
@@ -116,8 +118,12 @@ def make_train_step(
             opt_state=opt_state,
             ema=_averaged(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
         )
-        output = StepOutput(loss=value, components=loss.components(sums), grad_norm=optax.tree.norm(grads))
-        return new_state, output
+        grad_norm = optax.tree.norm(grads)
+        if skip_nonfinite:
+            sound = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+            kept = state.replace(step=state.step + 1, rng=new_state.rng)
+            new_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new_state, kept)
+        return new_state, StepOutput(loss=value, components=loss.components(sums), grad_norm=grad_norm)
 
     return train_step
 

@@ -9,6 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxseg"
 LAYERS = {
     "types": 0,
     "errors": 0,
+    "best": 1,
+    "health": 1,
+    "locks": 1,
+    "stop": 1,
     "models": 1,
     "losses": 1,
     "metrics": 1,
@@ -22,11 +26,15 @@ LAYERS = {
     "figures": 4,
     "logs": 4,
     "summary": 4,
+    "incidents": 5,
     "experiment": 5,
     "score": 6,
-    "train": 7,
+    "loop": 7,
     "doctor": 7,
-    "main": 8,
+    "train": 8,
+    "replay": 8,
+    "verify": 8,
+    "main": 9,
 }
 
 

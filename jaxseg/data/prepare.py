@@ -27,6 +27,7 @@ from jaxseg.data.labels import classes_hash
 from jaxseg.data.records import MANIFEST, Manifest
 from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source
 from jaxseg.errors import UserError
+from jaxseg.locks import locked
 from jaxseg.types import IGNORE_LABEL
 
 __all__ = ["Manifest", "find_prepared", "prepare_split"]
@@ -108,23 +109,20 @@ def _is_ready(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system releases when the process ends, however it does."""
-    import fcntl
+    """Holds the folder's lock; waits for a process that has it."""
 
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        # Never removed: a file that somebody waits for must stay the one that the next one opens.
-        lock = (directory.parent / f".{directory.name}.lock").open("w")
-    except OSError as e:
-        raise UserError(
-            f"{directory.parent} can't be written to ({e.strerror}); set dataset.prepared_dir or JAXSEG_CACHE"
-        ) from None
-    with lock:
+    def wait(holder: str) -> None:
+        print(f"jaxseg: {holder} is preparing {directory}; waiting for it", file=sys.stderr)
+
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"jaxseg: another process is preparing {directory}; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(directory.parent / f".{directory.name}.lock", busy=wait))
+        except OSError as e:
+            raise UserError(
+                f"{directory.parent} can't be written to ({e.strerror}); "
+                "set dataset.prepared_dir or JAXSEG_CACHE"
+            ) from None
         yield
 
 

@@ -29,7 +29,14 @@ from jaxseg.data.records import Records, open_records
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
-from jaxseg.experiment.stored import check_config, plain, read_config, with_tuples, write_config
+from jaxseg.experiment.stored import (
+    check_config,
+    check_same_run,
+    plain,
+    read_config,
+    with_tuples,
+    write_config,
+)
 from jaxseg.types import Batch, ClassTable, PyTree, TrainState
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "Run",
     "check_classes",
     "check_config",
+    "check_same_run",
     "default_workdir",
     "init_from_parent",
     "load_recipe",
@@ -137,6 +145,8 @@ class Experiment:
             raise UsageError(f"evaluate.every_epochs={evaluate.every_epochs} never comes; use more than 0")
         if not 0.0 <= train.ema_decay < 1.0:
             raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
+        if train.nonfinite not in ("stop", "skip"):
+            raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
         if self.dataset.void not in ("ignore", "background"):
             raise UsageError(f"dataset.void={self.dataset.void!r} is not known; choose ignore or background")
         if len(self.dataset.image_size) != 2:
@@ -298,12 +308,18 @@ class Run:
             state.replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=ema)
         )
 
-    def evaluate(self, data: Data, split: str, state: TrainState) -> evaluate.Evaluation:
-        """The figures of a whole split."""
+    def evaluate(
+        self,
+        data: Data,
+        split: str,
+        state: TrainState,
+        watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+    ) -> evaluate.Evaluation:
+        """The figures of a whole split; the batches pass through `watch`, which may stop it."""
         return evaluate.evaluate(
             self.eval_step,
             state,
-            self.experiment.eval_stream(data, split),
+            watch(self.experiment.eval_stream(data, split)),
             loss=self.loss,
             num_classes=len(self.classes.names),
         )
@@ -351,6 +367,7 @@ class Run:
                 self.loss,
                 accumulate=train.accumulate,
                 ema_decay=train.ema_decay,
+                skip_nonfinite=train.nonfinite == "skip",
                 axis_name=place.axis_name,
             )
         )

@@ -44,6 +44,7 @@ class TrainSection:
     accumulate: int
     ema_decay: float
     seed: int
+    nonfinite: str
 
 
 @dataclasses.dataclass(frozen=True)

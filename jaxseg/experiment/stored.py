@@ -26,16 +26,27 @@ _FREE = (
     "log.",
     "parallel.",
     "train.epochs",
+    "train.nonfinite",
     "train.steps",
 )
 
 
 def check_config(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError that lists the identity keys in which `workdir` holds another run."""
-    path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not (workdir / CONFIG_FILE).exists():
         return
-    differing = _differences(plain(read_config(workdir)), plain(config))
+    try:
+        stored = read_config(workdir)
+    except UserError as e:
+        # Nothing is lost: the checkpoints hold it too, and are checked when one is restored.
+        print(f"Warning: {e}")
+        return
+    check_same_run(plain(stored), config, workdir)
+
+
+def check_same_run(stored: Mapping[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """The same, against a config as JSON holds it."""
+    differing = _differences(stored, plain(config))
     if differing:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differing)}; "
@@ -61,7 +72,7 @@ def read_config(workdir: Path) -> ConfigDict:
         return ConfigDict(with_tuples(json.loads(path.read_text()))).lock()
     except ValueError as e:
         raise UserError(
-            f"{path} is not JSON ({e}); restore it from the run's checkpoints/STEP/meta"
+            f"{path} is not JSON ({e}); the command that trains the run writes it again"
         ) from None
 
 
@@ -90,7 +101,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     free = (
         _FREE
         if now["optim.schedule"] == "constant"
-        else tuple(k for k in _FREE if not k.startswith("train."))
+        else tuple(k for k in _FREE if k not in ("train.epochs", "train.steps"))
     )
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(free):
