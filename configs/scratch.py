@@ -100,8 +100,9 @@ def get_config(dataset: str = "streets") -> ConfigDict:
             "nonfinite": "stop",
         }
     )
-    # In epochs; patience: evaluations without a better mIoU before the run ends early (0: never).
-    config.evaluate = ConfigDict({"every_epochs": 1.0, "batch_size": 8, "patience": 0})
+    # every_steps > 0 counts instead of epochs; patience: evaluations without a better mIoU before the run
+    # ends early (0: never).
+    config.evaluate = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 8, "patience": 0})
     config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})  # 0: at evaluations only
     config.parallel = ConfigDict({"mode": "sharded", "workers": 0, "threads": 2, "buffer": 4})
     config.log = ConfigDict({"every": 10, "tensorboard": True, "images": 4})

@@ -67,7 +67,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                found = self._restore(step, like)
+                found = _restored(self._manager, self._workdir, step, like)
             except UserError as e:
                 broken[step] = e
                 continue
@@ -86,18 +86,6 @@ class Checkpoints:
         """Returns when what was saved is on the disk. Raises UserError where it can't be written."""
         with self._storage_errors(None):
             self._manager.wait_until_finished()
-
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        import orbax.checkpoint as ocp
-
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-        content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-        where = self._workdir / DIRECTORY / str(step)
-        try:
-            restored = self._manager.restore(step, args=content)
-        except Exception as e:
-            raise _unreadable(where, e) from e
-        return restored["state"], _checked(restored["meta"], restored["state"], where)
 
     def _move_away(self, step: int, error: UserError) -> None:
         home = self._workdir / "broken"
@@ -133,6 +121,34 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+
+
+def restore_before(workdir: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """State and meta of the newest checkpoint before `step`, placed as `like`; None where there is none.
+
+    Raises UserError for a broken one.
+    """
+    earlier = [number for number in stored_steps(workdir) if number < step]
+    if not earlier:
+        return None
+    manager = _manager(workdir, None, whole=True)
+    try:
+        return _restored(manager, workdir, earlier[-1], like)
+    finally:
+        manager.close()
+
+
+def _restored(manager: Any, workdir: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    import orbax.checkpoint as ocp
+
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+    content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    where = workdir / DIRECTORY / str(step)
+    try:
+        restored = manager.restore(step, args=content)
+    except Exception as e:
+        raise _unreadable(where, e) from e
+    return restored["state"], _checked(restored["meta"], restored["state"], where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +213,23 @@ def _read_variables(manager: Any, workdir: Path, step: int) -> Pretrained:
     meta = _checked(meta, found, where)
     variables = found["ema"] if "ema" in found else found
     return Pretrained(step, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, meta)
+
+
+def read_digests(workdir: Path, step: int) -> dict[str, str]:
+    """`array_digests` of a checkpoint as it is on the disk. Raises UserError for a broken one."""
+    import orbax.checkpoint as ocp
+
+    manager = _manager(workdir, None)
+    where = workdir / DIRECTORY / str(step)
+    try:
+        shapes = manager.item_metadata(step)["state"]
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        content = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        return array_digests(manager.restore(step, args=ocp.args.Composite(state=content))["state"])
+    except Exception as e:
+        raise _unreadable(where, e) from e
+    finally:
+        manager.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,16 +344,16 @@ class _LatestAndBest:
         return [c.step in newest or c.step == self.best for c in checkpoints]
 
 
-def _manager(workdir: Path, policy: _LatestAndBest | None) -> Any:
-    """Orbax's manager; without a policy it only reads."""
+def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = False) -> Any:
+    """Orbax's manager; without a policy it only reads: parts of the state by name, or the `whole` of it."""
     import orbax.checkpoint as ocp
 
     read_only = policy is None
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, read_only=read_only, cleanup_tmp_directories=not read_only
     )
-    # A reader asks for parts of the state by name, without an optimizer to describe the rest.
-    state = ocp.PyTreeCheckpointHandler() if read_only else ocp.StandardCheckpointHandler()
+    by_name = read_only and not whole
+    state = ocp.PyTreeCheckpointHandler() if by_name else ocp.StandardCheckpointHandler()
     return ocp.CheckpointManager(
         (workdir / DIRECTORY).resolve(),
         options=options,

@@ -36,10 +36,10 @@ class RunLog:
     def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool = True) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [
-            row for row in _read_rows(workdir / METRICS_FILE) if start_step > 0 and row["step"] <= start_step
+            row for row in read_rows(workdir / METRICS_FILE) if start_step > 0 and row["step"] <= start_step
         ]
         _replace_rows(workdir / METRICS_FILE, kept)
-        _replace_rows(workdir / TIMINGS_FILE, _read_rows(workdir / TIMINGS_FILE))
+        _replace_rows(workdir / TIMINGS_FILE, read_rows(workdir / TIMINGS_FILE))
         self.rows_kept = len(kept)
         self._last = {row["split"]: row["step"] for row in kept}
         self._evaluations = [row for row in kept if row["split"] == "val"]
@@ -121,7 +121,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / METRICS_FILE
     if not path.exists():
         raise UserError(f"{path} is not there: name the workdir of a run that has been trained")
-    return _read_rows(path)
+    return read_rows(path)
 
 
 class Progress:
@@ -225,7 +225,7 @@ def _time_left(first_step: int, first_time: float, step: int, now: float, total:
     return [f"{hours}:{minutes:02}:{seconds % 60:02} left"]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects in a jsonl file ([] if there is none), without a last line that was cut short."""
     if not path.exists():
         return []

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = (f"  jaxseg {name:<10} {about}" for name, (_, about) in _COMMANDS.items())
+        lines = (f"  jaxseg {name:<13} {about}" for name, (_, about) in _COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if arguments[0].startswith("-"):
@@ -116,6 +116,39 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
+    parser.add_argument("--trials", type=int, default=10, help="signals in all (default: 10)")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
+    parser.add_argument("--steps", type=int, default=60, help="length of a run (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--scratch", type=Path, help="folder for the runs (default: a temporary one)")
+    parser.add_argument(
+        "--phases",
+        default="start,train,save,evaluate,report",
+        help="what to interrupt; with `prepare`, every run prepares its data anew (default: all others)",
+    )
+    parser.epilog = "--config.KEY=VALUE overrides the recipe, as in training."
+    args, overrides = _parsed(parser, arguments)
+    _set_up()
+    from jaxseg.verify import verify_from_flags
+
+    return verify_from_flags(args, overrides)
+
+
+def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--step", type=int, required=True, help="the step to take again")
+    parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
+    args, overrides = _parsed(parser, arguments)
+    _set_up()
+    from jaxseg.experiment import read_config
+    from jaxseg.replay import replay
+
+    replay(_with_overrides(read_config(args.workdir), overrides), args.workdir, args.step)
+    return 0
+
+
 def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.parse_args(arguments)
     _set_up()
@@ -127,6 +160,8 @@ def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], str]] = {
     "prepare": (_prepare, "check and convert a source once (training does it by itself)"),
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
+    "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
+    "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
     "doctor": (_doctor, "look for what keeps jaxseg from running well on this machine"),
 }
 

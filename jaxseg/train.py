@@ -62,19 +62,24 @@ def _train(config: ConfigDict, workdir: Path | None, recipes: Path, stop: StopSi
 
 def _parent_workdir(experiment: Experiment, workdir: Path, recipes: Path, stop: StopSignal) -> Path | None:
     """Where the parent's checkpoints are; trains it beside `workdir` where it is not at its end."""
+    directory = parent_place(experiment, workdir)
+    if directory is None or experiment.init.workdir:
+        return directory
+    config = parent_config(experiment.config, recipes)
+    print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
+    _train(config, directory, recipes, stop)
+    print(f"\nBack to {experiment.recipe}.")
+    return directory
+
+
+def parent_place(experiment: Experiment, workdir: Path) -> Path | None:
+    """The workdir of the run that this one starts from: named, or beside its own; None for none."""
     init = experiment.init
     if init.workdir:
         if not Path(init.workdir).is_dir():
             raise UserError(f"init.workdir={init.workdir} is not there; name the workdir of a trained run")
         return Path(init.workdir)
-    if not init.recipe:
-        return None
-    config = parent_config(experiment.config, recipes)
-    directory = workdir.parent / config.recipe
-    print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
-    _train(config, directory, recipes, stop)
-    print(f"\nBack to {experiment.recipe}.")
-    return directory
+    return workdir.parent / init.recipe if init.recipe else None
 
 
 def _go_on(
@@ -127,12 +132,19 @@ def _start(
             )
         print(f"Going on from step {meta['step']} of {run.total_steps}.")
         return state, meta["step"], meta["log_rows"]
-    if parent is not None and parent_dir is not None:
-        fresh = {"params": state.params, "batch_stats": state.batch_stats}
-        merged, report = init_from_parent(fresh, parent, run.experiment.init.exclude, parent_dir, run.classes)
-        print(f"From {parent_dir}, step {parent.step}: {report}.")
-        state = run.started_from(state, merged)
-    return state, 0, 0
+    return first_state(run, state, parent, parent_dir), 0, 0
+
+
+def first_state(
+    run: Run, state: TrainState, parent: Pretrained | None, parent_dir: Path | None
+) -> TrainState:
+    """The fresh `state`, with what a fine-tune takes from its parent, which it says."""
+    if parent is None or parent_dir is None:
+        return state
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    merged, report = init_from_parent(fresh, parent, run.experiment.init.exclude, parent_dir, run.classes)
+    print(f"From {parent_dir}, step {parent.step}: {report}.")
+    return run.started_from(state, merged)
 
 
 def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, parent_dir: Path | None) -> None:

@@ -1,17 +1,19 @@
 """What goes in comes out; the latest and the best stay; a parent's parameters are taken and reported."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxseg.checkpoints import DIRECTORY, Checkpoints, read_pretrained, transfer
+from jaxseg.checkpoints import DIRECTORY, Checkpoints, read_pretrained, stored_steps, transfer
 from jaxseg.errors import UserError
 from jaxseg.models import UNet
 from jaxseg.step import init_state
 
-META = {"best_step": None, "classes": ["a", "b"]}
+META = {"classes": ["a", "b"]}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,10 @@ def same(a, b):
 
 def test_the_state_comes_back_bit_for_bit(state, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
-        saved.save(3, state.replace(step=jnp.int32(3)), {**META, "x": 0.1}, score=None)
-        back, meta = saved.restore(3, state)
+        assert saved.restore_newest(state) is None
+        saved.save(3, state.replace(step=jnp.int32(3)), {**META, "x": 0.1}, best=None)
+        saved.wait()
+        back, meta = saved.restore_newest(state)
     assert same(back, state.replace(step=jnp.int32(3)))
     assert not same(back, state)
     assert meta == {**META, "x": 0.1}
@@ -41,25 +45,24 @@ def test_the_state_comes_back_bit_for_bit(state, tmp_path):
 
 def test_latest_and_best_stay(state, tmp_path):
     with Checkpoints(tmp_path, keep=2) as saved:
-        for step, score in ((1, 0.5), (2, None), (3, 0.7), (4, 0.7), (5, None), (6, 0.6), (7, None)):
-            saved.save(step, state, META, score=score)
-        assert saved.latest_step() == 7
-    assert sorted(p.name for p in (tmp_path / DIRECTORY).iterdir()) == ["4", "6", "7"]
+        for step, best in ((1, None), (2, 1), (3, 1), (4, 3), (5, 4), (6, 4), (7, 4)):
+            saved.save(step, state, META, best=best)
+    assert stored_steps(tmp_path) == [4, 6, 7]
 
 
 def test_saving_a_step_twice_is_nothing(state, tmp_path):
     with Checkpoints(tmp_path, keep=2) as saved:
-        saved.save(1, state, META, score=None)
-        saved.save(1, state, META, score=None)
-        assert saved.latest_step() == 1
+        saved.save(1, state, META, best=None)
+        saved.save(1, state, META, best=None)
+    assert stored_steps(tmp_path) == [1]
 
 
 def test_pretrained_is_the_best_and_its_average(state, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
         better = state.replace(ema=jax.tree.map(lambda a: a + 1, state.ema))
-        saved.save(1, better, {**META, "best_step": 1}, score=0.9)
-        saved.save(2, state, {**META, "best_step": 1}, score=0.1)
-    best, latest = read_pretrained(tmp_path), read_pretrained(tmp_path, "latest")
+        saved.save(1, better, META, best=None)
+        saved.save(2, state, META, best=1)
+    best, latest = read_pretrained(tmp_path, 1), read_pretrained(tmp_path)
     assert (best.step, latest.step) == (1, 2)
     assert same(best.variables["params"], better.ema["params"])
     assert same(latest.variables["batch_stats"], state.ema["batch_stats"])
@@ -67,7 +70,7 @@ def test_pretrained_is_the_best_and_its_average(state, tmp_path):
 
 def test_transfer_takes_all_or_says_what_not(state, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
-        saved.save(1, state.replace(ema=None), META, score=None)
+        saved.save(1, state.replace(ema=None), META, best=None)
     parent = read_pretrained(tmp_path)
     fresh = {"params": jax.tree.map(jnp.zeros_like, state.params), "batch_stats": state.batch_stats}
     merged, report = transfer(fresh, parent, ())
@@ -80,7 +83,7 @@ def test_transfer_takes_all_or_says_what_not(state, tmp_path):
 
 def test_a_wider_model_is_refused_by_name(state, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
-        saved.save(1, state, META, score=None)
+        saved.save(1, state, META, best=None)
     wide = jax.eval_shape(lambda: init_state(UNet(2, 8, 1), optax.sgd(1.0), 0, image_size=(8, 8), ema=False))
     with pytest.raises(UserError, match=r"bottleneck.*\(8,\) in the parent and \(16,\) here.*init.exclude"):
         transfer({"params": wide.params, "batch_stats": wide.batch_stats}, read_pretrained(tmp_path), ())
@@ -91,11 +94,69 @@ def test_a_workdir_without_checkpoints_is_named(tmp_path):
         read_pretrained(tmp_path)
 
 
-def test_a_broken_checkpoint_is_named(state, tmp_path):
+def truncate(folder):
+    for file in (f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 100):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def remove_a_file(folder):
+    max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).unlink()
+
+
+def flip_a_bit_of_the_arrays(folder):
+    file = max((folder / "state").glob("ocdbt*/d/*"), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def change_the_meta(folder):
+    file = next((folder / "meta").glob("*metadata"))
+    file.write_text(file.read_text().replace('"a"', '"c"'))
+
+
+def empty_it(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+BREAKS = (truncate, remove_a_file, flip_a_bit_of_the_arrays, change_the_meta, empty_it)
+
+
+@pytest.mark.parametrize("break_it", BREAKS)
+def test_the_newest_sound_checkpoint_is_taken_and_the_broken_one_kept(state, tmp_path, capsys, break_it):
+    with Checkpoints(tmp_path, keep=3) as saved:
+        for step in (1, 2, 3):
+            saved.save(step, state.replace(step=jnp.int32(step)), {**META, "step": step}, best=None)
+    break_it(tmp_path / DIRECTORY / "3")
+    with Checkpoints(tmp_path, keep=3) as saved:
+        back, meta = saved.restore_newest(state)
+        assert (int(back.step), meta["step"]) == (2, 2)
+        said = capsys.readouterr().err
+        assert f"{tmp_path / DIRECTORY / '3'} can't be read" in said and "moved to" in said
+        assert said.count("\n") == 1
+        assert (tmp_path / "broken" / "3.0").is_dir(), "nothing is deleted"
+        saved.save(3, state.replace(step=jnp.int32(3)), {**META, "step": 3}, best=None)
+    with Checkpoints(tmp_path, keep=3) as saved:
+        assert int(saved.restore_newest(state)[0].step) == 3, "the step can be saved again"
+
+
+@pytest.mark.parametrize("break_it", BREAKS)
+def test_where_all_are_broken_nothing_is_moved(state, tmp_path, break_it):
     with Checkpoints(tmp_path, keep=1) as saved:
-        saved.save(1, state, META, score=None)
-    for file in (tmp_path / DIRECTORY / "1" / "state").rglob("*"):
-        if file.is_file() and file.stat().st_size > 100:
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with Checkpoints(tmp_path, keep=1) as saved, pytest.raises(UserError, match="can't be read"):
-        saved.restore(1, state)
+        saved.save(1, state, META, best=None)
+    break_it(tmp_path / DIRECTORY / "1")
+    with Checkpoints(tmp_path, keep=1) as saved, pytest.raises(UserError, match="1 can't be read"):
+        saved.restore_newest(state)
+    assert stored_steps(tmp_path) == [1] and not (tmp_path / "broken").exists()
+    with pytest.raises(UserError, match="1 can't be read"):
+        read_pretrained(tmp_path)
+
+
+def test_a_broken_best_is_said_and_the_latest_taken(state, tmp_path, capsys):
+    with Checkpoints(tmp_path, keep=1) as saved:
+        saved.save(1, state, META, best=None)
+        saved.save(2, state, META, best=1)
+    flip_a_bit_of_the_arrays(tmp_path / DIRECTORY / "1")
+    assert read_pretrained(tmp_path, 1).step == 2
+    assert "step 2 is taken in its place" in capsys.readouterr().err

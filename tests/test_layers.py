@@ -32,9 +32,9 @@ LAYERS = {
     "loop": 7,
     "doctor": 7,
     "train": 8,
-    "replay": 8,
+    "replay": 9,
     "verify": 8,
-    "main": 9,
+    "main": 10,
 }
 
 

@@ -130,6 +130,7 @@ class Experiment:
         for key, value in (
             ("train.steps", train.steps),
             ("train.seed", train.seed),
+            ("evaluate.every_steps", evaluate.every_steps),
             ("evaluate.patience", evaluate.patience),
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("parallel.workers", self.reading.workers),
@@ -141,7 +142,7 @@ class Experiment:
             raise UsageError(
                 f"train.epochs={train.epochs} trains nothing; use more than 0, or set train.steps"
             )
-        if evaluate.every_epochs <= 0:
+        if evaluate.every_epochs <= 0 and not evaluate.every_steps:
             raise UsageError(f"evaluate.every_epochs={evaluate.every_epochs} never comes; use more than 0")
         if not 0.0 <= train.ema_decay < 1.0:
             raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
@@ -257,7 +258,8 @@ class Experiment:
         """(steps in all, steps between evaluations)."""
         per_epoch = train_images / self.train.batch_size
         total = self.train.steps or math.ceil(self.train.epochs * per_epoch)
-        return total, min(total, max(1, math.ceil(self.evaluate.every_epochs * per_epoch)))
+        every = self.evaluate.every_steps or math.ceil(self.evaluate.every_epochs * per_epoch)
+        return total, min(total, max(1, every))
 
 
 @dataclasses.dataclass(frozen=True)

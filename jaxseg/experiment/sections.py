@@ -52,6 +52,7 @@ class EvaluateSection:
     """`evaluate`: when the val split is scored, and when to give up."""
 
     every_epochs: float
+    every_steps: int
     batch_size: int
     patience: int
 

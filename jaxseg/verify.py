@@ -1,0 +1,272 @@
+"""Proof by trial that a killed run ends where an uninterrupted one does, on the user's own machine.
+
+One run is left alone. Another is killed again and again by this process, at moments that it draws, and
+started again with the same command. At the end every array of the latest and of the best checkpoint,
+metrics.jsonl and eval/val.json have to be the same, bit for bit. This process touches no device: the runs
+have them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxseg.best import best_of
+from jaxseg.checkpoints import DIRECTORY, read_digests, stored_steps
+from jaxseg.errors import Preempted, UsageError, UserError
+from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
+
+PHASES = ("prepare", "start", "train", "save", "evaluate", "report")
+"""What a run can be interrupted at; it prepares only where it has a prepared_dir of its own."""
+
+_LIMIT_S = 3600.0
+_POLL_S = 0.002
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One signal and what came of it."""
+
+    phase: str
+    """What the run was doing when it ended, by what it left on the disk."""
+    step: int
+    """The last step that it had logged."""
+    lost: int
+    """Of these, the steps that the next start had to take again."""
+    seconds: float
+    """From the signal to the end of the process."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the trials showed."""
+
+    trials: tuple[Trial, ...]
+    digests: tuple[Mapping[str, str], ...]
+    """sha256 by name, of the run that was left alone first, then of each interrupted one."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all runs ended the same, bit for bit."""
+        return all(digest == self.digests[0] for digest in self.digests)
+
+
+def verify_resume(
+    command: Sequence[str],
+    scratch: Path,
+    *,
+    trials: int,
+    phases: Sequence[str],
+    number: signal.Signals = signal.SIGKILL,
+    seed: int = 0,
+    tell: Callable[[str], None] = print,
+) -> Verdict:
+    """Interrupts runs of `command`, which gets its --workdir below `scratch`, `trials` times in all.
+
+    Raises UserError where a run ends with another status than it should.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    tell("A run that is left alone ...")
+    whole = _Runner(command, scratch / "whole", own_prepared="prepare" in phases)
+    whole.start()
+    lengths = whole.finish()
+    tell(f"  ended after {sum(lengths.values()):.0f} s")
+    digests, done = [run_digests(whole.workdir)], list[Trial]()
+    while len(done) < trials:
+        runner = _Runner(command, scratch / f"interrupted-{len(digests)}", own_prepared="prepare" in phases)
+        tell(f"Run {len(digests)}, interrupted ...")
+        while len(done) < trials:
+            counts = collections.Counter(trial.phase for trial in done)
+            phase = min(phases, key=lambda p: (counts[p], draw.random()))
+            runner.start(anew=phase == "prepare")
+            if not runner.reach(phase, lengths, draw):
+                break
+            done.append(runner.interrupt(number))
+            tell(f"  {len(done):>3}  {number.name} in {done[-1].phase}, after step {done[-1].step}")
+        else:
+            runner.start()
+        runner.finish()
+        digests.append(run_digests(runner.workdir))
+        tell(f"  ended {'the same' if digests[-1] == digests[0] else 'DIFFERENTLY'}")
+    return Verdict(tuple(done), tuple(digests))
+
+
+def run_digests(workdir: Path) -> dict[str, str]:
+    """sha256 of each kind of array in the latest and the best checkpoint, and of the figures of the run."""
+    digests = {}
+    steps = {stored_steps(workdir)[-1], best_of(read_rows(workdir / METRICS_FILE)).step}
+    for step in sorted(s for s in steps if s is not None):
+        kinds: dict[str, list[str]] = collections.defaultdict(list)
+        for path, digest in sorted(read_digests(workdir, step).items()):
+            kinds[path.split("/")[0]].append(f"{path} {digest}")
+        for kind, lines in kinds.items():
+            digests[f"step {step} {kind}"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    for file in (METRICS_FILE, "eval/val.json"):
+        digests[file] = hashlib.sha256((workdir / file).read_bytes()).hexdigest()
+    return digests
+
+
+def verify_from_flags(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """The command: runs the trials, prints them and the digests; 0 where all are equal, else 1.
+
+    Raises UsageError for a phase that is not known and fewer trials or steps than 1.
+    """
+    phases = args.phases.split(",")
+    for phase in phases:
+        if phase not in PHASES:
+            raise UsageError(f"--phases={phase} is not known; choose from {', '.join(PHASES)}")
+    for flag in ("trials", "steps"):
+        if getattr(args, flag) < 1:
+            raise UsageError(f"--{flag}={getattr(args, flag)} is too small; use at least 1")
+    pause = max(1, args.steps // 6)
+    command = [sys.executable, "-m", "jaxseg.main", f"--config={args.config}"]
+    # Before the user's own, which win; logging each step makes the lost ones countable.
+    command += [
+        f"--config.train.steps={args.steps}",
+        f"--config.evaluate.every_steps={2 * pause}",
+        f"--config.checkpoint.every_steps={pause}",
+        "--config.log.every=1",
+        *overrides,
+    ]
+    number = signal.Signals[f"SIG{args.signal}"]
+    with contextlib.ExitStack() as stack:
+        scratch = args.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxseg-")))
+        verdict = verify_resume(
+            command, scratch, trials=args.trials, phases=phases, number=number, seed=args.seed
+        )
+    print(format_verdict(verdict, number))
+    return 0 if verdict.is_exact else 1
+
+
+def format_verdict(verdict: Verdict, number: signal.Signals) -> str:
+    """The trials by phase, and the digests of the first run beside those of the others."""
+    lines = ["", f"{number.name} in   trials  steps lost (most)  seconds to the end (most)"]
+    for phase in PHASES:
+        here = [trial for trial in verdict.trials if trial.phase == phase]
+        if here:
+            lost, seconds = max(t.lost for t in here), max(t.seconds for t in here)
+            lines.append(f"{phase:<12} {len(here):>6}  {lost:>17}  {seconds:>25.2f}")
+    lines += ["", f"{'sha256 of':<24}{'left alone':<18}interrupted"]
+    first, *others = verdict.digests
+    for name, digest in first.items():
+        found = {other[name] if name in other else "missing" for other in others}
+        shown = "the same" if found == {digest} else ", ".join(sorted(d[:16] for d in found))
+        lines.append(f"{name:<24}{digest[:16]:<18}{shown}")
+    count = len(others)
+    runs = "1 interrupted run" if count == 1 else f"{count} interrupted runs"
+    end = "ended the same, bit for bit" if verdict.is_exact else "did NOT end the same"
+    return "\n".join([*lines, "", f"{len(verdict.trials)} times {number.name}: {runs} {end}."])
+
+
+class _Runner:
+    """One workdir and the processes that train there, one after the other."""
+
+    def __init__(self, command: Sequence[str], workdir: Path, *, own_prepared: bool) -> None:
+        self.workdir = workdir
+        self._prepared = workdir.with_name(workdir.name + "-prepared") if own_prepared else None
+        self._command = [*command, f"--workdir={workdir}"]
+        if self._prepared is not None:
+            self._command.append(f"--config.dataset.prepared_dir={self._prepared}")
+        self._process: subprocess.Popen | None = None
+
+    def start(self, *, anew: bool = False) -> None:
+        """Starts the command; `anew` has it prepare the data again."""
+        if anew and self._prepared is not None:
+            shutil.rmtree(self._prepared, ignore_errors=True)
+        self._rows_before, self._started = len(self._rows()), time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+
+    def finish(self) -> dict[str, float]:
+        """Waits for the end; how long each phase took."""
+        process = self._running()
+        process.wait(timeout=_LIMIT_S)
+        ended = time.time()
+        if process.returncode != 0:
+            raise UserError(f"a run ended with status {process.returncode}; {self._log} says why")
+        marks = [row for row in self._rows()[self._rows_before :] if "phase" in row]
+        lengths: dict[str, float] = collections.defaultdict(float)
+        counts: dict[str, int] = collections.Counter()
+        for row, until in zip(marks, [*(r["unix_time"] for r in marks[1:]), ended], strict=True):
+            lengths[row["phase"]] += until - row["unix_time"]
+            counts[row["phase"]] += 1
+        each = {p: length / (1 if p == "train" else counts[p]) for p, length in lengths.items()}
+        each["start"] = max(0.1, time.monotonic() - self._started - sum(lengths.values()))
+        return each
+
+    def reach(self, phase: str, lengths: Mapping[str, float], draw: random.Random) -> bool:
+        """Waits until the run is somewhere in `phase`, as drawn; False where it ended before."""
+        marks_wanted = draw.randint(1, 2) if phase in ("save", "evaluate") else 1
+        delay = draw.random() * (lengths[phase] if phase in lengths else 0.2)
+        while self._running().poll() is None:
+            if self._is_in(phase, marks_wanted):
+                time.sleep(delay)
+                return self._running().poll() is None
+            time.sleep(_POLL_S)
+        return False
+
+    def interrupt(self, number: signal.Signals) -> Trial:
+        """Sends the signal, waits for the end, and looks at what is left."""
+        process = self._running()
+        at = time.monotonic()
+        process.send_signal(number)
+        process.wait(timeout=_LIMIT_S)
+        expected = {-number} if number == signal.SIGKILL else {Preempted.exit_status, 0}
+        # A signal that comes before Python listens ends it as it would end any program.
+        early = not self._rows()[self._rows_before :]
+        if process.returncode not in expected and not (early and process.returncode == -number):
+            raise UserError(
+                f"{number.name} ended a run with status {process.returncode}, not {max(expected)}; "
+                f"{self._log} says why"
+            )
+        steps = [row["step"] for row in self._rows()]
+        saved = stored_steps(self.workdir)
+        step = max(steps, default=0)
+        lost = max(0, step - (saved[-1] if saved else 0))
+        return Trial(self._phase_left(), step, lost, time.monotonic() - at)
+
+    def _is_in(self, phase: str, marks_wanted: int) -> bool:
+        if phase == "start":
+            return True
+        if phase == "prepare":
+            return self._is_preparing()
+        new = self._rows()[self._rows_before :]
+        return sum("phase" in row and row["phase"] == phase for row in new) >= marks_wanted
+
+    def _phase_left(self) -> str:
+        if self._is_preparing():
+            return "prepare"
+        folder = self.workdir / DIRECTORY
+        if folder.is_dir() and any("tmp" in path.name for path in folder.iterdir()):
+            return "save"
+        marks = [row["phase"] for row in self._rows()[self._rows_before :] if "phase" in row]
+        return marks[-1] if marks else "start"
+
+    def _is_preparing(self) -> bool:
+        return self._prepared is not None and any(self._prepared.rglob(".*.building"))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_rows(self.workdir / TIMINGS_FILE)
+
+    def _running(self) -> subprocess.Popen:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def _log(self) -> Path:
+        self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        return self.workdir.with_name(self.workdir.name + ".log")
