@@ -76,26 +76,28 @@ class Examination(NamedTuple):
 def examine(run: Run, state: TrainState, batch: Batch) -> Examination:
     """What the state and batch hold, and what the forward and the backward pass make of them."""
 
-    def forward(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        logits_bhwc, kept = run.model.apply(
+    def forward(params: PyTree, **more: Any) -> tuple[jax.Array, PyTree]:
+        return run.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             batch.image,
             train=True,
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=True,
             rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
+            **more,
         )
-        return run.loss(logits_bhwc, batch.label), (logits_bhwc, kept["intermediates"])
 
-    (loss, (logits_bhwc, outputs)), grads = jax.value_and_grad(forward, has_aux=True)(state.params)
+    # Not traced: tracing sorts the layers by name, and the order in which they ran is what is asked for.
+    logits_bhwc, kept = forward(
+        state.params, mutable=["batch_stats", "intermediates"], capture_intermediates=True
+    )
     each = jax.vmap(lambda x, y: run.loss(x[None], y[None]))(logits_bhwc, batch.label)
+    grads = jax.grad(lambda p: run.loss(forward(p, mutable=["batch_stats"])[0], batch.label))(state.params)
     return Examination(
-        loss=float(loss),
+        loss=float(run.loss(logits_bhwc, batch.label)),
         example_losses=np.asarray(each),
         parts={
             "photos": [_finding("image", batch.image)],
             "state before the step": _findings({"params": state.params, "optimizer": state.opt_state}),
-            "outputs of the layers": list(_outputs(outputs, "")),
+            "outputs of the layers": list(_outputs(kept["intermediates"], "")),
             "gradients": _findings(grads),
         },
     )

@@ -40,34 +40,41 @@ def train(config: ConfigDict, workdir: Path | None, *, recipes: Path) -> None:
         _train(config, workdir, recipes, stop)
 
 
-def _train(config: ConfigDict, workdir: Path | None, recipes: Path, stop: StopSignal) -> None:
+def _train(
+    config: ConfigDict, workdir: Path | None, recipes: Path, stop: StopSignal, *, wait: bool = False
+) -> None:
     workdir = default_workdir(config) if workdir is None else workdir
     experiment = Experiment(config)
 
-    def refuse(holder: str) -> None:
-        raise UserError(f"{workdir} is in use by {holder}; wait for it, stop it, or use another --workdir")
+    def busy(holder: str) -> None:
+        if not wait:
+            raise UserError(
+                f"{workdir} is in use by {holder}; wait for it, stop it, or use another --workdir"
+            )
+        print(f"{holder} is training in {workdir}; waiting for it.", flush=True)
 
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir / ".lock", busy=refuse):
+        with locked(workdir / ".lock", busy=busy):
             check_config(config, workdir)
-            parent_dir = _parent_workdir(experiment, workdir, recipes, stop)
+            # Before the parent, which may take days: what is wrong here has to show at once.
             data = experiment.open_data(("train", "val"))
             run = experiment.build(
                 data.classes, data.pixels("train"), train_images=len(data.records["train"])
             )
+            parent_dir = _trained_parent(experiment, workdir, recipes, stop)
             parent = None if parent_dir is None else read_learned(parent_dir)
             _go_on(run, data, workdir, parent, parent_dir, stop)
 
 
-def _parent_workdir(experiment: Experiment, workdir: Path, recipes: Path, stop: StopSignal) -> Path | None:
+def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: StopSignal) -> Path | None:
     """Where the parent's checkpoints are; trains it beside `workdir` where it is not at its end."""
     directory = parent_place(experiment, workdir)
     if directory is None or experiment.init.workdir:
         return directory
-    config = parent_config(experiment.config, recipes)
+    config = parent_config(experiment.config, recipes, directory)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
-    _train(config, directory, recipes, stop)
+    _train(config, directory, recipes, stop, wait=True)
     print(f"\nBack to {experiment.recipe}.")
     return directory
 

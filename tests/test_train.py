@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,18 +194,62 @@ def test_a_finetune_trains_its_missing_parent_and_stands_beside_it(place, capsys
     assert np.isclose(np.mean(list(weights["cross_entropy"].values())), 1.0)
 
 
-def test_a_missing_parent_is_trained_first(place, tmp_path):
-    from jaxseg.experiment import load_recipe, parent_config
+@pytest.fixture
+def short_recipes(tmp_path):
+    """The recipes, with a scratch that takes one epoch."""
+    recipes = shutil.copytree(ROOT / "configs", tmp_path / "recipes")
+    scratch = recipes / "scratch.py"
+    text = scratch.read_text()
+    scratch.write_text(text.replace('"epochs": 40.0', '"epochs": 1.0'))
+    assert scratch.read_text() != text
+    return recipes
 
-    child = load_recipe(ROOT / "configs" / "finetune_dice.py", "streets")
-    with child.unlocked():
-        child.model.width = 5
-        child.train.seed = 7
-        child.dataset.image_size = (32, 32)
-        child.optim.learning_rate = 1.0
-    parent = parent_config(child, ROOT / "configs")
-    assert (parent.model.width, parent.train.seed, parent.dataset.image_size) == (5, 7, (32, 32))
-    assert parent.optim.learning_rate != 1.0 and parent.recipe == "scratch"
+
+def with_recipes(recipes, argv):
+    return [argv[0].replace(str(ROOT / "configs"), str(recipes)), *argv[1:]]
+
+
+def test_a_missing_parent_is_trained_first(place, short_recipes, capsys):
+    argv = arguments(place, "family/finetune_dice", "--config.train.epochs=1", recipe="finetune_dice")
+    assert run(with_recipes(short_recipes, argv)) == 0
+    printed = capsys.readouterr().out
+    assert f"Parent of finetune_dice: scratch, in {place / 'family' / 'scratch'}." in printed
+    assert "Parent and fine-tune on val" in printed
+    parent = json.loads((place / "family" / "scratch" / "config.json").read_text())
+    assert (parent["recipe"], parent["model"]["width"]) == ("scratch", 4), "the child's model"
+    assert parent["optim"]["learning_rate"] == 1e-3, "its own learning rate"
+
+
+def test_a_trained_parent_stays_as_it_is(place, short_recipes, capsys):
+    """Trained longer than its recipe says: neither refused nor trained on."""
+    argv = arguments(place, "long/scratch", "--config.train.epochs=2", "--config.optim.learning_rate=0.01")
+    assert run(with_recipes(short_recipes, argv)) == 0
+    before = (place / "long" / "scratch" / "metrics.jsonl").read_bytes()
+    argv = arguments(place, "long/finetune_dice", "--config.train.epochs=1", recipe="finetune_dice")
+    assert run(with_recipes(short_recipes, argv)) == 0
+    assert "scratch is trained to the end (step 5)." in capsys.readouterr().out
+    assert (place / "long" / "scratch" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_parent_of_another_model_is_refused_by_name(place, short_recipes, capsys):
+    argv = arguments(place, "other/scratch", "--config.model.width=6")
+    assert run(with_recipes(short_recipes, argv)) == 0
+    argv = arguments(place, "other/finetune_dice", "--config.train.epochs=1", recipe="finetune_dice")
+    assert run(with_recipes(short_recipes, argv)) == 1
+    said = capsys.readouterr().err
+    assert "model.width was 6 and is now 4" in said and "--config.init.workdir=" in said
+
+
+def test_what_is_wrong_with_a_fine_tune_shows_before_its_parent_is_trained(place, short_recipes, capsys):
+    argv = arguments(place, "wrong/finetune_dice", "--config.loss.dice.over=pixels", recipe="finetune_dice")
+    assert run(with_recipes(short_recipes, argv)) == 2
+    assert "loss.dice.over='pixels' is not known" in capsys.readouterr().err
+    assert not (place / "wrong" / "scratch").exists()
+
+
+def test_a_run_that_has_saved_nothing_may_start_with_other_values(place):
+    assert run(arguments(place, "anew", "--config.optim.learning_rate=1e30")) == 1
+    assert run(arguments(place, "anew", "--config.train.steps=1")) == 0
 
 
 def test_early_stopping_ends_a_run_and_keeps_it_ended(place):

@@ -22,6 +22,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step, summary
+from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
 from jaxseg.data.prepare import Manifest, prepare_split
@@ -30,6 +31,7 @@ from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
 from jaxseg.experiment.stored import (
+    CONFIG_FILE,
     check_config,
     check_same_run,
     plain,
@@ -389,23 +391,46 @@ class Run:
         return jax.jit(step.make_predict_step(self.model))
 
 
-def parent_config(config: ConfigDict, recipes: Path) -> ConfigDict:
-    """The config of a fine-tune's parent recipe: its own, with this one's data, model, place and seed."""
+_FROM_CHILD = ("dataset", "model", "parallel", "log")
+
+
+def parent_config(config: ConfigDict, recipes: Path, workdir: Path) -> ConfigDict:
+    """The config of a fine-tune's parent recipe, with the fine-tune's data, model, place and seed.
+
+    A parent that stands in `workdir` already goes on with the config that it was started with. Raises
+    UserError where that one is of other data, another model or another seed.
+    """
     parent = load_recipe(recipes / f"{config.init.recipe}.py", config.dataset.name)
     with parent.unlocked():
-        for section in ("dataset", "model", "parallel", "log"):
+        for section in _FROM_CHILD:
             parent[section] = config[section].copy_and_resolve_references()
         parent.train.seed = config.train.seed
-    return parent
+    if not stored_steps(workdir) or not (workdir / CONFIG_FILE).is_file():
+        return parent
+    stored = read_config(workdir)
+    wanted = stored.copy_and_resolve_references().unlock()
+    for section in _FROM_CHILD:
+        wanted[section] = parent[section]
+    wanted.train.seed = parent.train.seed
+    try:
+        check_same_run(plain(stored), wanted, workdir)
+    except UserError as e:
+        raise UserError(
+            f"{e}; or take it as the parent nevertheless, with --config.init.workdir={workdir}"
+        ) from None
+    return wanted.lock()
 
 
 def load_recipe(path: Path, dataset: str) -> ConfigDict:
-    """`get_config(dataset)` of a recipe file. Raises UserError where there is no such file."""
+    """`get_config(dataset)` of a recipe file. Raises UserError where there is no such file or function."""
     if not path.is_file():
         raise UserError(
             f"init.recipe names {path}, which is not there; put the parent's recipe beside this one"
         )
-    return runpy.run_path(str(path))["get_config"](dataset)
+    names = runpy.run_path(str(path))
+    if "get_config" not in names:
+        raise UserError(f"{path} has no function get_config(dataset); see configs/scratch.py")
+    return names["get_config"](dataset)
 
 
 def default_workdir(config: ConfigDict) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxseg.checkpoints import stored_steps
 from jaxseg.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -32,8 +33,11 @@ _FREE = (
 
 
 def check_config(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError that lists the identity keys in which `workdir` holds another run."""
-    if not (workdir / CONFIG_FILE).exists():
+    """Raises UserError that lists the identity keys in which `workdir` holds another run.
+
+    A run that has saved nothing yet is none: it may be started with other values.
+    """
+    if not (workdir / CONFIG_FILE).exists() or not stored_steps(workdir):
         return
     try:
         stored = read_config(workdir)
