@@ -241,9 +241,9 @@ class TransferReport:
 
     def __str__(self) -> str:
         kept = f"; left at their fresh values: {', '.join(self.excluded)}" if self.excluded else ""
-        return (
-            f"took {len(self.taken)} of {len(self.taken) + len(self.excluded)} arrays from the parent{kept}"
-        )
+        blocks = dict.fromkeys(name.split("/")[1] for name in self.taken)
+        count = f"{len(self.taken)} of {len(self.taken) + len(self.excluded)} arrays"
+        return f"took {count} from the parent ({', '.join(blocks) or 'none'}){kept}"
 
 
 def transfer(

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -46,7 +46,7 @@ class RunLog:
         self._metrics = (workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._timings = (workdir / TIMINGS_FILE).open("a", encoding="utf-8")
         self._opened = time.perf_counter()
-        self._events = _event_writer(workdir / TENSORBOARD_DIR, start_step) if tensorboard else None
+        self._events = _EventFile(workdir / TENSORBOARD_DIR, start_step) if tensorboard else None
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Add one line `{"step", "split", **figures}`; a line that already stands for both is kept.
@@ -66,8 +66,7 @@ class RunLog:
         _append(self._metrics, row)
         self.rows_kept += 1
         if self._events is not None:
-            for tag, value in _scalars(split, plain):
-                self._events.add_scalar(tag, value, step)
+            self._events.add_scalars(_scalars(split, plain), step)
 
     def time(self, step: int, figures: Mapping[str, Any]) -> None:
         """Add one line to timings.jsonl, with the time of day and the seconds since this was opened."""
@@ -75,8 +74,7 @@ class RunLog:
         step, plain = int(step), _plain(figures)
         _append(self._timings, {"step": step, **clock, **plain})
         if self._events is not None:
-            for tag, value in _scalars("time", plain):
-                self._events.add_scalar(tag, value, step)
+            self._events.add_scalars(_scalars("time", plain), step)
 
     def enter(self, phase: str, step: int) -> None:
         """Note in timings.jsonl what the run is doing from now on: train, evaluate, save or report."""
@@ -94,7 +92,7 @@ class RunLog:
     def image(self, step: int, tag: str, rgb_hw3: np.ndarray) -> None:
         """Show a picture, [H, W, 3] uint8 sRGB, in TensorBoard (only)."""
         if self._events is not None:
-            self._events.add_image(tag, rgb_hw3, step, dataformats="HWC")
+            self._events.add_image(tag, rgb_hw3, step)
 
     def close(self) -> None:
         """Close every file; more calls do nothing."""
@@ -289,8 +287,39 @@ def _scalars(prefix: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, flo
                     yield f"{prefix}/{name}/{key}", float(entry)
 
 
-def _event_writer(logdir: Path, start_step: int) -> Any:
-    from tensorboardX import SummaryWriter
+class _EventFile:
+    """A TensorBoard file, written in this thread.
 
-    # TensorBoard hides what an earlier, killed run wrote at `purge_step` and after it.
-    return SummaryWriter(str(logdir), purge_step=start_step + 1 if start_step else 0)
+    tensorboardX's SummaryWriter has a thread of its own; on a full disk that dies, and the caller waits for
+    it without end.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._writer = EventsWriter(str(folder / "events"))
+        # TensorBoard hides what an earlier, killed run wrote at this step and after it.
+        purge_step = start_step + 1 if start_step else 0
+        started = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(step=purge_step, session_log=started))
+
+    def add_scalars(self, scalars: Iterable[tuple[str, float]], step: int) -> None:
+        from tensorboardX import summary
+
+        for tag, value in scalars:
+            self._add(summary.scalar(tag, value), step)
+        self._writer.flush()
+
+    def add_image(self, tag: str, rgb_hw3: np.ndarray, step: int) -> None:
+        from tensorboardX import summary
+
+        self._add(summary.image(tag, rgb_hw3, dataformats="HWC"), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, content: Any, step: int) -> None:
+        self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=content))

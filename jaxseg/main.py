@@ -52,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    is_training = bool(arguments) and arguments[0].startswith("-")
+    if not arguments or arguments[0] == "help" or (is_training and {"-h", "--help"} & set(arguments)):
         lines = (f"  jaxseg {name:<13} {about}" for name, (_, about) in _COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
-    if arguments[0].startswith("-"):
+    if is_training:
         return _train(arguments)
     if arguments[0] not in _COMMANDS:
         raise UsageError(

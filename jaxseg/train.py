@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import health, losses, summary
 from jaxseg.checkpoints import Checkpoints, Pretrained
-from jaxseg.errors import UserError, storage_errors
+from jaxseg.errors import Preempted, UsageError, UserError, storage_errors
 from jaxseg.experiment import (
     Data,
     Experiment,
@@ -74,7 +74,15 @@ def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: 
         return directory
     config = parent_config(experiment.config, recipes, directory)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
-    _train(config, directory, recipes, stop, wait=True)
+    try:
+        _train(config, directory, recipes, stop, wait=True)
+    except Preempted:
+        raise
+    except UserError as e:
+        raise UserError(
+            f"{e} (this is the parent, {config.recipe}: flags of its own go to its own command, with "
+            f"--workdir={directory})"
+        ) from e
     print(f"\nBack to {experiment.recipe}.")
     return directory
 
@@ -82,11 +90,14 @@ def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: 
 def parent_place(experiment: Experiment, workdir: Path) -> Path | None:
     """The workdir of the run that this one starts from: named, or beside its own; None for none."""
     init = experiment.init
-    if init.workdir:
-        if not Path(init.workdir).is_dir():
-            raise UserError(f"init.workdir={init.workdir} is not there; name the workdir of a trained run")
-        return Path(init.workdir)
-    return workdir.parent / init.recipe if init.recipe else None
+    if init.workdir and not Path(init.workdir).is_dir():
+        raise UserError(f"init.workdir={init.workdir} is not there; name the workdir of a trained run")
+    if not init.workdir and not init.recipe:
+        return None
+    place = Path(init.workdir) if init.workdir else workdir.parent / init.recipe
+    if place.resolve() == workdir.resolve():
+        raise UsageError(f"--workdir={workdir} is the parent's; a fine-tune needs one of its own")
+    return place
 
 
 def _go_on(

@@ -442,7 +442,7 @@ def prepared_root(prepared_dir: str) -> Path:
     """Where prepared data lies: the argument, else $JAXSEG_CACHE, else ~/.cache/jaxseg."""
     if prepared_dir:
         return Path(prepared_dir).expanduser()
-    if "JAXSEG_CACHE" in os.environ:
+    if os.environ.get("JAXSEG_CACHE"):
         return Path(os.environ["JAXSEG_CACHE"])
     return Path.home() / ".cache" / "jaxseg"
 

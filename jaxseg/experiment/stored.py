@@ -22,6 +22,7 @@ _FREE = (
     "dataset.data_dir",
     "dataset.prepared_dir",
     "evaluate.batch_size",
+    "evaluate.patience",
     "checkpoint.",
     "init.workdir",
     "log.",
@@ -73,11 +74,14 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{path} is not there; name the workdir of a run with --workdir")
     try:
-        return ConfigDict(with_tuples(json.loads(path.read_text()))).lock()
+        content = json.loads(path.read_text())
     except ValueError as e:
         raise UserError(
             f"{path} is not JSON ({e}); the command that trains the run writes it again"
         ) from None
+    if not isinstance(content, dict) or "recipe" not in content:
+        raise UserError(f"{path} is no config of a run; the command that trains the run writes it again")
+    return ConfigDict(with_tuples(content)).lock()
 
 
 def plain(value: Any) -> Any:

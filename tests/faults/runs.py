@@ -1,0 +1,53 @@
+"""Runs of a few seconds with all that can go wrong switched on, as processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.dataset_fakes import TINY_RUN, write_camvid
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+EVERYTHING = (
+    "--config.train.steps=24",
+    "--config.train.ema_decay=0.9",
+    "--config.train.accumulate=2",
+    "--config.optim.schedule=cosine",
+    "--config.optim.warmup_steps=3",
+    "--config.checkpoint.every_steps=4",
+    "--config.evaluate.every_steps=6",
+    "--config.evaluate.batch_size=4",
+    "--config.evaluate.patience=20",
+    "--config.augment.flip=0.5",
+    "--config.augment.occlusion.regions.probability=0.6",
+    "--config.log.every=1",
+)
+"""Schedule, average, accumulation, augmentation, early stopping and saves between evaluations."""
+
+
+def write_data(folder: Path) -> Path:
+    """A fake CamVid of 10 and 5 images."""
+    return write_camvid(folder / "camvid", (("train", 10), ("val", 5)))
+
+
+def command(data: Path, *more: str, recipe: Path = ROOT / "configs" / "scratch.py") -> list[str]:
+    """The command of a run, without its --workdir."""
+    start = [sys.executable, "-m", "jaxseg.main", f"--config={recipe}:camvid"]
+    return [*start, f"--config.dataset.data_dir={data}", *TINY_RUN, *EVERYTHING, *more]
+
+
+def run(argv: list[str], *, within: tuple[str, ...] = ()) -> tuple[int, str]:
+    """(status, all that it printed) of a command, perhaps `within` another one."""
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*within, *argv],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        check=False,
+    )
+    return done.returncode, done.stdout
