@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ from jaxseg.optim import parameter_path
 from jaxseg.types import PyTree, TrainState
 
 DIRECTORY = "checkpoints"
+
+_OVERHEAD_BYTES = 1 << 20
+"""What a checkpoint takes on the disk beside its arrays, and room for the log."""
 
 
 class Checkpoints:
@@ -51,6 +55,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._policy.best = best
+        self._check_room(step, state)
         content = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta, state))
         )
@@ -86,6 +91,16 @@ class Checkpoints:
         """Returns when what was saved is on the disk. Raises UserError where it can't be written."""
         with self._storage_errors(None):
             self._manager.wait_until_finished()
+
+    def _check_room(self, step: int, state: TrainState) -> None:
+        # Before tensorstore meets the end of the disk in threads of its own, where it can only be noisy.
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+        free = shutil.disk_usage(self._workdir).free
+        if free < need:
+            raise UserError(
+                f"{self._workdir}: the checkpoint of step {step} needs {need / 2**20:.1f} MiB and "
+                f"{free / 2**20:.1f} MiB are free; make room, and the same command goes on from the last one"
+            )
 
     def _move_away(self, step: int, error: UserError) -> None:
         home = self._workdir / "broken"
@@ -251,7 +266,8 @@ def transfer(
 ) -> tuple[dict[str, PyTree], TransferReport]:
     """`variables` with every array of the parent, but for paths that a regular expression of `exclude` finds.
 
-    Raises UserError that names the first array that the parent lacks or has in another shape.
+    Raises UserError that names the first array that the parent lacks or has in another shape, or a pattern
+    that finds no path.
     """
     theirs = {
         parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parent.variables)
@@ -276,6 +292,9 @@ def transfer(
         return theirs[name]
 
     merged = jax.tree_util.tree_map_with_path(choose, dict(variables))
+    for pattern in exclude:
+        if not any(re.search(pattern, name) for name in excluded):
+            raise UserError(f"init.exclude has {pattern!r}, which finds no path; one is {taken[0]}")
     return merged, TransferReport(tuple(taken), tuple(excluded))
 
 

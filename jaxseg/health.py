@@ -15,9 +15,7 @@ _MOVED = 1e-3
 
 def label_warnings(names: Sequence[str], pixels: Sequence[int], split: str) -> list[str]:
     """About labels that are all one class; `pixels` of each class in the split."""
-    total = sum(pixels)
-    if total == 0:
-        return [f"no pixel of {split} has a class: all of it is void"]
+    total = max(1, sum(pixels))
     share, name = max(zip((p / total for p in pixels), names, strict=True))
     if share < _ONE_CLASS:
         return []

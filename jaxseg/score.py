@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from jaxseg import figures
 from jaxseg.best import best_of
 from jaxseg.checkpoints import Pretrained, read_pretrained, stored_steps
+from jaxseg.errors import UsageError
 from jaxseg.evaluate import Evaluation, to_json, write_json
-from jaxseg.experiment import Data, Experiment, Run, check_classes
+from jaxseg.experiment import Data, Experiment, Run, check_classes, plain
 from jaxseg.logs import METRICS_FILE, read_metrics
 from jaxseg.metrics import format_table
 
@@ -33,6 +34,10 @@ def read_learned(workdir: Path, which: str = "best") -> Pretrained:
 def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> None:
     """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval."""
     learned = read_learned(workdir, which)
+    if plain(config.model) != learned.meta["config"]["model"]:
+        raise UsageError(
+            f"{workdir} holds a model of {learned.meta['config']['model']}; leave --config.model.* away"
+        )
     experiment = Experiment(config)
     # The class weights of the loss come from the train split, also where another is scored.
     data = experiment.open_data(dict.fromkeys(("train", split)))

@@ -59,12 +59,22 @@ def _train(
             check_config(config, workdir)
             # Before the parent, which may take days: what is wrong here has to show at once.
             data = experiment.open_data(("train", "val"))
+            _check_labels(data)
             run = experiment.build(
                 data.classes, data.pixels("train"), train_images=len(data.records["train"])
             )
             parent_dir = _trained_parent(experiment, workdir, recipes, stop)
             parent = None if parent_dir is None else read_learned(parent_dir)
             _go_on(run, data, workdir, parent, parent_dir, stop)
+
+
+def _check_labels(data: Data) -> None:
+    for split, records in data.records.items():
+        if not any(data.pixels(split)):
+            raise UserError(
+                f"no pixel of {split} ({records.directory}) has a class, all of it is void: "
+                "is the mapping of the masks right?"
+            )
 
 
 def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: StopSignal) -> Path | None:

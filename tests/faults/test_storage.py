@@ -55,7 +55,7 @@ def one_line(printed: str) -> str:
 
 
 @mounts
-@pytest.mark.parametrize("kilobytes", [60, 200, 400])
+@pytest.mark.parametrize("kilobytes", [20, 500, 2000])
 def test_a_full_disk(place, digests, tmp_path, kilobytes):
     """The disk of the workdir has so much room; then it is made larger."""
     disk = tmp_path / "disk"
