@@ -29,8 +29,10 @@ differs in 42; cropped by 5 %, in 60, and 97 of 100 are found.
 """
 
 _BLOCK_ROWS, _FIRST_COLUMNS, _BLOCK_COLUMNS = 16, 512, 8192
-"""Pairs that are compared at a time: at most 1 MiB, which stays in the processor's cache. The first block is small,
-since many photos of a still camera find their copy in it."""
+"""Pairs that are compared at a time: at most 1 MiB, which stays in the processor's cache.
+
+The first block is small, since most photos of a still camera find their copy in it.
+"""
 
 _ALIKE, _ALIKE_SHORT = 0.8, 0.7
 """Share of other frames than which the nearest in number has to look nearer; 0.5 by chance.
@@ -76,11 +78,11 @@ class SharedSequence(NamedTuple):
 
 
 def describe_leaks(source: str, splits: Mapping[str, Records]) -> list[str]:
-    """Lines for people: what each split shares with those before it in `splits`, and repeats itself.
+    """Lines for people: what each split shares with train and those before it, and what it repeats.
 
     One reassuring line where there is nothing. Raises UserError where a manifest's hashes are broken.
     """
-    photos = {split: _photos(records) for split, records in splits.items()}
+    photos = {split: _photos(splits[split]) for split in sorted(splits, key=lambda split: split != "train")}
     lines = []
     for a, b in itertools.combinations(photos, 2):
         sequences = shared_sequences(_plain_names(a, photos[a]), _plain_names(b, photos[b]))
@@ -313,18 +315,19 @@ def _copy_lines(
         return []
     same, mirrored = int(copies.is_same.sum()), int(copies.is_mirrored.sum())
     near = found.size - same
-    kinds = (
-        f"{same:,} the same, {near:,} nearly" if same and near else "the same" if same else "nearly the same"
-    )
-    turned = f", {mirrored:,} of them mirrored" if mirrored else ""
+    kinds = "nearly the same" if near else "the same"
+    if same and near:
+        kinds = f"{same:,} the same, {near:,} nearly"
+    if mirrored:
+        kinds += f", {mirrored:,} of them mirrored"
     first = found[0]
     a, b = _printable(photos.names[first]), _printable(others.names[copies.partner[first]])
     inside = splits[0] == splits[1]
     does = f"repeat another of {splits[1]}" if inside else f"stand in {splits[0]} too"
     but = f"{splits[1]} holds less than it counts" if inside else f"{splits[1]}'s figures flatter"
     return [
-        f"{source}: {found.size:,} of {len(photos):,} {splits[1]} photos {does} ({kinds}{turned}; e.g. {a} and "
-        f"{b}): {but}"
+        f"{source}: {found.size:,} of {len(photos):,} {splits[1]} photos {does} "
+        f"({kinds}; e.g. {a} and {b}): {but}"
     ]
 
 
