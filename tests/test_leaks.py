@@ -172,8 +172,8 @@ def two_splits(draw):
                 row[:] = prototypes[rng.integers(3)]
                 row[15] ^= rng.integers(3)
                 bits = np.zeros(256, np.uint8)
-                bits[rng.permutation(64)[: rng.integers(14)]] = 1
-                bits[64 + rng.permutation(192)[: rng.integers(56)]] = 1
+                bits[rng.permutation(64)[: rng.integers(rng.integers(1, 14))]] = 1
+                bits[64 + rng.permutation(192)[: rng.integers(rng.integers(1, 56))]] = 1
                 if rng.random() < 0.3:
                     bits ^= np.unpackbits(MIRROR.astype(">u8").view(np.uint8))
                 row[16:48] ^= np.packbits(bits)
@@ -197,13 +197,14 @@ def near(photos, i, others, j, mirrored):
 
 
 @settings(max_examples=150, deadline=None)
-@given(two_splits(), st.booleans())
-def test_copies_are_those_of_a_double_loop(splits, is_self):
+@given(two_splits(), st.booleans(), st.booleans())
+def test_copies_are_those_of_a_double_loop(splits, is_self, in_blocks):
     photos, others = splits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaks, "_BLOCK_ROWS", 2)
-        patch.setattr(leaks, "_FIRST_COLUMNS", 3)
-        patch.setattr(leaks, "_BLOCK_COLUMNS", 5)
+        if in_blocks:
+            patch.setattr(leaks, "_BLOCK_ROWS", 2)
+            patch.setattr(leaks, "_FIRST_COLUMNS", 3)
+            patch.setattr(leaks, "_BLOCK_COLUMNS", 5)
         result = find_repeats(photos) if is_self else find_copies(photos, others)
     others = photos if is_self else others
     for i in range(len(photos)):
@@ -218,6 +219,8 @@ def test_copies_are_those_of_a_double_loop(splits, is_self):
         if alike + turned and not same:
             pair = photos.structure[i], others.structure[result.partner[i]]
             assert result.distance[i] == distance(*pair, result.is_mirrored[i])[1]
+            every = [distance(pair[0], others.structure[j], not alike)[1] for j in alike or turned]
+            assert in_blocks or result.distance[i] == min(every), "of one block, the nearest"
     assert sorted(result.found) == [i for i in range(len(photos)) if result.partner[i] >= 0]
     ranks = [(not result.is_same[i], result.distance[i]) for i in result.found]
     assert ranks == sorted(ranks)
@@ -285,6 +288,9 @@ def test_two_videos_that_are_numbered_alike_are_two(seed):
     names = [f"frame_{i:04d}" for i in range(100)]
     train, val = video(names, seed), video(names[::5], seed + 1)
     assert shared_sequences(train, val) == []
+    # Both into the dusk: the light at one number is the same.
+    dusk = dataclasses.replace(val, colours=train.colours[::5])
+    assert shared_sequences(train, dusk) == []
     # The same photos under the same numbers are copies, and of one sequence.
     again = chosen(train, [*range(5), *range(20, 100, 7)])
     assert [s.frames for s in shared_sequences(train, again)] == [len(again)]

@@ -196,7 +196,7 @@ class _Frames(NamedTuple):
     """[N] int64, ascending."""
 
 
-_FRAME = re.compile(r"(.*(?<![0-9])|)([0-9]{1,18})([_.-][A-Za-z][^/]*)?", re.DOTALL)
+_FRAME = re.compile(r"(.*(?<![0-9]))([0-9]{1,18})([_.-][A-Za-z][^/]*)?", re.DOTALL)
 """A number at the end, or before a last word: 0016E5_08640, a/frame7.png, ulm_000000_000019_leftImg8bit."""
 
 

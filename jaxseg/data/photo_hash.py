@@ -32,7 +32,8 @@ def hash_photo(image_hwc: np.ndarray) -> str:
     """
     from PIL import Image
 
-    digest = hashlib.sha256(str(image_hwc.shape).encode() + np.ascontiguousarray(image_hwc).tobytes())
+    digest = hashlib.sha256(str(image_hwc.shape).encode())
+    digest.update(np.ascontiguousarray(image_hwc))
     small = Image.fromarray(image_hwc).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     small_hwc = np.asarray(small, np.float64)
     luma_hw = small_hwc @ (0.299, 0.587, 0.114)
