@@ -33,7 +33,7 @@ def hash_photo(image_hwc: np.ndarray) -> str:
     from PIL import Image
 
     digest = hashlib.sha256(str(image_hwc.shape).encode())
-    digest.update(np.ascontiguousarray(image_hwc))
+    digest.update(np.ascontiguousarray(image_hwc).data)
     small = Image.fromarray(image_hwc).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     small_hwc = np.asarray(small, np.float64)
     luma_hw = small_hwc @ (0.299, 0.587, 0.114)
