@@ -96,7 +96,8 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     config.dataset.data_dir = args.data_dir
     from jaxseg.experiment import Experiment
 
-    data = Experiment(_with_overrides(config, overrides)).open_data(args.splits.split(","))
+    experiment = Experiment(_with_overrides(config, overrides))
+    data = experiment.open_data(args.splits.split(","), say_leaks=True)
     for split, records in data.records.items():
         print(f"{split}: {len(records)} images in {records.directory}")
     return 0

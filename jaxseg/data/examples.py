@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxseg.data.photo_hash import hash_photo
 from jaxseg.data.source import Item, Source
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, MAX_REGIONS
@@ -32,6 +33,8 @@ class Example(NamedTuple):
     """[256] int64: the same at source size."""
     digest: bytes
     """sha256 over the arrays."""
+    photo_hash: str
+    """Of the photo at source size, to find copies of it."""
 
 
 def make_example(
@@ -60,6 +63,7 @@ def make_example(
         pixels=np.bincount(small_label.ravel(), minlength=256),
         source_pixels=source_pixels,
         digest=digest.digest(),
+        photo_hash=hash_photo(image),
     )
 
 

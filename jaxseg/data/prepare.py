@@ -30,10 +30,10 @@ from jaxseg.errors import UserError
 from jaxseg.locks import locked
 from jaxseg.types import IGNORE_LABEL
 
-__all__ = ["Manifest", "find_prepared", "prepare_split"]
+__all__ = ["Manifest", "find_prepared", "prepare_split", "prepared_folders"]
 
-_VERSION = 1
-"""Part of the fingerprint: raised when the same source would give other records."""
+_VERSION = 2
+"""Part of the fingerprint: raised when the same source would give other records or another manifest."""
 
 _ITEMS_PER_WORKER = 128
 """A worker takes a second or two to start, as long as about this many small pairs."""
@@ -76,6 +76,11 @@ def find_prepared(
     """The folder that `prepare_split` would give, if it is there already and the source has not changed."""
     directory = _plan(source, split, image_size, Path(prepared_dir), region_class).directory
     return directory if _is_ready(directory) else None
+
+
+def prepared_folders(source: str, prepared_dir: Path) -> frozenset[Path]:
+    """The folders of all splits of the source called `source` that are prepared, at any size."""
+    return frozenset(manifest.parent for manifest in (Path(prepared_dir) / source).glob(f"*/{MANIFEST}"))
 
 
 class _Plan(NamedTuple):
@@ -175,6 +180,7 @@ class _Tally:
         self._pixels = np.zeros(256, np.int64)
         self._source_pixels = np.zeros(256, np.int64)
         self._regions: list[int] = []
+        self._hashes: list[str] = []
         self._content = hashlib.sha256()
 
     def over(self, examples: Iterator[Example]) -> Iterator[Example]:
@@ -182,6 +188,7 @@ class _Tally:
             self._pixels += example.pixels
             self._source_pixels += example.source_pixels
             self._regions.append(example.region_count)
+            self._hashes.append(example.photo_hash)
             self._content.update(example.digest)
             yield example
 
@@ -203,6 +210,7 @@ class _Tally:
             source_void_pixels=int(self._source_pixels[IGNORE_LABEL]),
             content_hash=self._content.hexdigest(),
             example_ids=tuple(item.example_id for item in plan.items),
+            photo_hashes=tuple(self._hashes),
             region_counts=tuple(self._regions),
         )
 

@@ -41,6 +41,8 @@ class Manifest:
     """sha256 over the arrays of all records, in order."""
     example_ids: tuple[str, ...]
     """The source's name of record i."""
+    photo_hashes: tuple[str, ...]
+    """What `hash_photo` says of photo i at source size."""
     region_counts: tuple[int, ...]
     """How many regions image i has; its boxes are the MAX_REGIONS largest."""
 

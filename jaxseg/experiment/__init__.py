@@ -25,7 +25,8 @@ from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parall
 from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
-from jaxseg.data.prepare import Manifest, prepare_split
+from jaxseg.data.leaks import describe_leaks
+from jaxseg.data.prepare import Manifest, prepare_split, prepared_folders
 from jaxseg.data.records import Records, open_records
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
@@ -167,23 +168,29 @@ class Experiment:
 
     # Data.
 
-    def open_data(self, splits: Iterable[str]) -> Data:
-        """The splits, prepared now where they are not there yet."""
+    def open_data(self, splits: Iterable[str], *, say_leaks: bool = False) -> Data:
+        """The splits, prepared now where they are not there yet.
+
+        Prints what they share where one of them was prepared now, or where `say_leaks`.
+        """
         section = self.dataset
         options = dict(section.options)
         if section.name == "streets":
             options["height"], options["width"] = section.image_size
         source = open_source(section.name, section.data_dir or None, **options)
-        records = {}
+        root, records = prepared_root(section.prepared_dir), {}
+        ready = prepared_folders(source.name, root)
         for split in splits:
             directory = prepare_split(
                 source,
                 split,
                 section.image_size,
-                prepared_root(section.prepared_dir),
+                root,
                 region_class=section.region_class or None,
             )
             records[split] = open_records(directory)
+        if say_leaks or not ready.issuperset(r.directory for r in records.values()):
+            print("\n".join(describe_leaks(source.name, records)))
         data = Data(records, void_class(section.void, source.classes))
         if "train" in records and len(records["train"]) < self.train.batch_size:
             raise UserError(
