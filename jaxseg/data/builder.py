@@ -88,9 +88,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         if self._sources:
             features["source_label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
             features["source_size"] = tfds.features.Tensor(shape=(2,), dtype=np.int32)
-        return _Info(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-        )
+        return _Info(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         """In parts: TFDS holds a split in memory before it writes it, and beyond 1 GiB wants TensorFlow."""

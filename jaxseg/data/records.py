@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,39 @@ class Manifest:
             table = values.pop("classes")
             palette = tuple((int(r), int(g), int(b)) for r, g, b in table["palette"])
             others: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(classes=ClassTable(tuple(table["names"]), palette), **others)
+            manifest = cls(classes=ClassTable(tuple(table["names"]), palette), **others)
+            manifest._check()
+            return manifest
         except FileNotFoundError:
             raise UserError(f"{directory} holds no prepared data; run `jaxseg prepare`") from None
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise UserError(
                 f"{file} can't be read ({e}); remove {directory} and run `jaxseg prepare`"
             ) from None
+
+    def _check(self) -> None:
+        """Raises ValueError for what `prepare` never writes."""
+        classes, count = len(self.classes.names), len(self.example_ids)
+        for name, length, kind in (
+            ("image_size", 2, int),
+            ("pixels", classes, int),
+            ("source_pixels", classes, int),
+            ("region_counts", count, int),
+            ("example_ids", count, str),
+        ):
+            row = getattr(self, name)
+            if type(row) is not tuple or len(row) != length or any(type(v) is not kind for v in row):
+                raise ValueError(f"{name} is not {length} {kind.__name__}")
+            if kind is int and any(not 0 <= v < 1 << 63 for v in row):
+                raise ValueError(f"{name} is out of range")
+        if type(self.void_pixels) is not int or type(self.source_void_pixels) is not int:
+            raise ValueError("void pixels are no numbers")
+        texts = (self.source, self.split, self.classes_hash, self.mapping_hash, self.source_fingerprint)
+        texts += (self.content_hash, *self.classes.names)
+        if any(type(text) is not str for text in texts) or type(self.region_class) not in (str, NoneType):
+            raise ValueError("a name or a hash is no text")
+        if not 1 <= classes == len(self.classes.palette) or 0 in self.image_size:
+            raise ValueError("classes, palette and image size do not fit together")
 
 
 def open_records(directory: Path) -> Records:

@@ -26,6 +26,7 @@ from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
 from jaxseg.data.prepare import Manifest, prepare_split
 from jaxseg.data.records import Records, open_records
+from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
@@ -154,13 +155,18 @@ class Experiment:
 
     # Data.
 
-    def open_data(self, splits: Iterable[str]) -> Data:
-        """The splits, prepared now where they are not there yet."""
+    def open_source(self) -> Source:
+        """The reader of the dataset."""
         section = self.dataset
         options = dict(section.options)
         if section.name == "streets":
             options["height"], options["width"] = section.image_size
-        source = open_source(section.name, section.data_dir or None, **options)
+        return open_source(section.name, section.data_dir or None, **options)
+
+    def open_data(self, splits: Iterable[str]) -> Data:
+        """The splits, prepared now where they are not there yet."""
+        section = self.dataset
+        source = self.open_source()
         records = {}
         for split in splits:
             directory = prepare_split(
@@ -397,7 +403,7 @@ def default_workdir(config: ConfigDict) -> Path:
 def prepared_root(prepared_dir: str) -> Path:
     """Where prepared data lies: the argument, else $JAXSEG_CACHE, else ~/.cache/jaxseg."""
     if prepared_dir:
-        return Path(prepared_dir).expanduser()
+        return expanded(prepared_dir)
     if "JAXSEG_CACHE" in os.environ:
         return Path(os.environ["JAXSEG_CACHE"])
     return Path.home() / ".cache" / "jaxseg"
