@@ -85,8 +85,8 @@ class _Reader:
             raise UserError(f'{self.file}: {where} has no "name"; add one')
         if not name.isprintable() or len(name) > _LONGEST_NAME:
             raise UserError(
-                f"{self.file}: {where} has the name {reprlib.repr(name)}; use at most {_LONGEST_NAME} characters "
-                "that can be printed"
+                f"{self.file}: {where} has the name {reprlib.repr(name)}; use at most {_LONGEST_NAME} "
+                "characters that can be printed"
             )
         if "ids" not in entry and not colours:
             raise UserError(

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -75,27 +74,29 @@ class Manifest:
 
     def _check(self) -> None:
         """Raises ValueError for what `prepare` never writes."""
-        classes, count = len(self.classes.names), len(self.example_ids)
-        for name, length, kind in (
-            ("image_size", 2, int),
-            ("pixels", classes, int),
-            ("source_pixels", classes, int),
-            ("region_counts", count, int),
-            ("example_ids", count, str),
-        ):
-            row = getattr(self, name)
-            if type(row) is not tuple or len(row) != length or any(type(v) is not kind for v in row):
-                raise ValueError(f"{name} is not {length} {kind.__name__}")
-            if kind is int and any(not 0 <= v < 1 << 63 for v in row):
-                raise ValueError(f"{name} is out of range")
-        if type(self.void_pixels) is not int or type(self.source_void_pixels) is not int:
-            raise ValueError("void pixels are no numbers")
+        classes = len(self.classes.names)
+        rows: dict[str, tuple[Any, int]] = {
+            "image_size": (self.image_size, 2),
+            "pixels": (self.pixels, classes),
+            "source_pixels": (self.source_pixels, classes),
+            "void_pixels": ((self.void_pixels, self.source_void_pixels), 2),
+            "region_counts": (self.region_counts, len(self.region_counts)),
+        }
+        for name, (row, length) in rows.items():
+            if not _are(row, int) or len(row) != length or not all(0 <= v < 1 << 63 for v in row):
+                raise ValueError(f"{name} is wrong")
         texts = (self.source, self.split, self.classes_hash, self.mapping_hash, self.source_fingerprint)
-        texts += (self.content_hash, *self.classes.names)
-        if any(type(text) is not str for text in texts) or type(self.region_class) not in (str, NoneType):
+        region = () if self.region_class is None else (self.region_class,)
+        if not _are((*texts, self.content_hash, *region, *self.classes.names), str):
             raise ValueError("a name or a hash is no text")
+        if not _are(self.example_ids, str):
+            raise ValueError("example_ids is wrong")
         if not 1 <= classes == len(self.classes.palette) or 0 in self.image_size:
-            raise ValueError("classes, palette and image size do not fit together")
+            raise ValueError("classes, palette and image size don't fit together")
+
+
+def _are(row: Any, kind: type) -> bool:
+    return type(row) is tuple and all(type(value) is kind for value in row)
 
 
 def open_records(directory: Path) -> Records:
