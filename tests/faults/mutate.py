@@ -122,7 +122,7 @@ def _png_header(chunks, rng):
         rest[rng.randrange(1, 5)] = rng.choice((0, 1, 2, 3, 4, 6))
     else:
         width, height = rng.choice(((rng.choice(NUMBERS), height), (width, rng.choice(NUMBERS))))
-    chunks[0] = (chunks[0][0], struct.pack(">IIBBBBB", width, height, *rest))
+    chunks[0] = (chunks[0][0], struct.pack(">IIBBBBB", width % 2**32, height % 2**32, *rest))
 
 
 def _png_chunk(chunks, rng):
@@ -326,21 +326,29 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 def _mutate_tree(node, rng):
     """A copy with one node replaced, left out, repeated or wrapped; containers are gone into more often."""
-    if isinstance(node, dict) and node and rng.random() < 0.9:
-        key = rng.choice(list(node))
-        if rng.random() < 0.1:
-            return {k: v for k, v in node.items() if k != key}
-        if rng.random() < 0.1:
-            return node | {rng.choice((key[:-1], key + "s", "void", "classes", "x")): node[key]}
-        return node | {key: _mutate_tree(node[key], rng)}
-    if isinstance(node, list) and node and rng.random() < 0.9:
-        at = rng.randrange(len(node))
-        if rng.random() < 0.1:
-            return node[:at] + node[at + 1 :]
-        if rng.random() < 0.1:
-            return node[:at] + [node[at]] * rng.choice((2, 300)) + node[at:]
-        return [*node[:at], _mutate_tree(node[at], rng), *node[at + 1 :]]
+    if isinstance(node, dict | list) and node and rng.random() < 0.9:
+        return _mutate_dict(node, rng) if isinstance(node, dict) else _mutate_list(node, rng)
     return _leaf(node, rng)
+
+
+def _mutate_dict(node, rng):
+    key = rng.choice(list(node))
+    kind = rng.randrange(10)
+    if kind == 0:
+        return {k: v for k, v in node.items() if k != key}
+    if kind == 1:
+        return node | {rng.choice((key[:-1], key + "s", "void", "classes", "x")): node[key]}
+    return node | {key: _mutate_tree(node[key], rng)}
+
+
+def _mutate_list(node, rng):
+    at = rng.randrange(len(node))
+    kind = rng.randrange(10)
+    if kind == 0:
+        return node[:at] + node[at + 1 :]
+    if kind == 1:
+        return node[:at] + [node[at]] * rng.choice((2, 300)) + node[at:]
+    return [*node[:at], _mutate_tree(node[at], rng), *node[at + 1 :]]
 
 
 def _leaf(node, rng):

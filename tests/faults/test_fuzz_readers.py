@@ -28,13 +28,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxseg import experiment, main
+from jaxseg import experiment, losses, main, models, optim
 from jaxseg.data import camvid, class_file, folder, images, records
 from jaxseg.data.camvid import CamVid
 from jaxseg.data.cityscapes import Cityscapes
 from jaxseg.data.labels import mapping_of
 from jaxseg.data.source import Item
 from jaxseg.errors import UserError
+from jaxseg.experiment.sections import splat
 from jaxseg.types import ClassTable
 from tests.dataset_fakes import (
     CLASSES,
@@ -88,9 +89,7 @@ def run_case(tally: Tally, read: Callable[[], object], check: Callable[[object],
         check(result)
         tally.read += 1
     except UserError as e:
-        assert str(e).strip()
-        assert str(e).isprintable(), "a message has to be one line"
-        str(e).encode()
+        check_line(str(e))
         tally.refused += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -99,14 +98,26 @@ def run_case(tally: Tally, read: Callable[[], object], check: Callable[[object],
         tally.slowest = max(tally.slowest, took)
 
 
+def check_line(text: str) -> None:
+    assert text.strip()
+    assert text.isprintable(), "a message has to be one line"
+    text.encode()
+
+
 @pytest.fixture(autouse=True)
-def alarm():
+def limits():
+    """A case that hangs, or that takes all memory, ends as a failure and takes nothing else along."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 30), hard))
+
     def ring(*_):
         raise Hang(f"a case took more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     yield
     signal.signal(signal.SIGALRM, before)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextlib.contextmanager
@@ -426,6 +437,9 @@ ANY = st.one_of(
     st.integers(-(10**12), 10**12).map(str),
     st.floats().map(repr),
     st.lists(st.integers(-9, 9000), max_size=4).map(lambda v: str(tuple(v))),
+    st.lists(st.one_of(st.floats(-9, 9000), st.sampled_from(["head", "(", "x"])), max_size=4).map(
+        lambda v: str(tuple(v))
+    ),
     st.sampled_from(
         [
             "",
@@ -442,8 +456,6 @@ ANY = st.one_of(
             "'a'",
             "0x10",
             "1_0",
-        ]
-        + [
             "9" * 5000,
             "(" * 500,
             "[" * 5000,
@@ -484,10 +496,19 @@ def overrides(draw):
 
 def test_config_overrides(monkeypatch, capfd):
     parser = argparse.ArgumentParser()
+    head = {"head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}}
 
     def read(flags):
-        _, values = main._parsed(parser, flags)
-        return experiment.Experiment(main._with_overrides(RECIPE.copy_and_resolve_references(), values))
+        _, overridden = main._parsed(parser, flags)
+        config = main._with_overrides(RECIPE.copy_and_resolve_references(), overridden)
+        built = experiment.Experiment(config)
+        # What a run builds from the config before it touches data, without tracing the model.
+        values = experiment.with_tuples(experiment.plain(config))
+        splat(models.build_unet, values, "model", num_classes=3, axis_name=None)
+        splat(losses.build_loss, values, "loss", pixels_c=(100, 20, 3))
+        total, _ = built.steps(300)
+        splat(optim.build_optimizer, values, "optim", total_steps=total, params=head)
+        return built
 
     def check(built):
         height, width = built.dataset.image_size
