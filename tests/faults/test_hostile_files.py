@@ -233,8 +233,9 @@ def test_exif_of_pairs(tmp_path, turned):
         (b"MM\0*\xff\xff\xff\xff", (12, 16)),
         (b"garbage", (12, 16)),
         (exif_of(65535), (12, 16)),
-        (exif_of(6)[:-6], (16, 12)),
+        (b"MM\0*\0\0\0\x08\0\x05" + exif_of(6)[10:22], (16, 12)),
     ],
+    ids=["nowhere", "garbage", "no such orientation", "cut off after the orientation"],
 )
 def test_exif_that_is_broken(tmp_path, exif, shape):
     """Viewers show such photos too: turned where the orientation can be read, else as they lie."""
@@ -380,6 +381,44 @@ def test_flipped_bits_of_a_png(tmp_path, read):
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
         refused(read, file)
+
+
+ANYTHING = [
+    KeyError("x"),
+    IndexError("a\nb"),
+    RuntimeError(),
+    MemoryError(),
+    RecursionError("deep"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("error", ANYTHING, ids=lambda e: type(e).__name__)
+def test_whatever_a_decoder_raises(tmp_path, monkeypatch, error):
+    save(tmp_path / "x.png", mask(0, (0, 1)))
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(images, "decode", fail)
+    refused(images.read_photo, tmp_path / "x.png", "the photo is broken")
+    refused(read_ids, tmp_path / "x.png", "the mask is broken")
+
+
+@pytest.mark.parametrize(("at", "value"), [(10, 99), (6, 255), (8, 0x40)])
+def test_whatever_zipfile_raises(archives, at, value):
+    """A method and a version that nobody knows, and strong encryption: NotImplementedError."""
+    home, name, rewrite = archives
+    rewrite(write_all)
+    patch_entry(home, name, at, "<H", value, local=at - 2)
+
+    def read():
+        source = Cityscapes(home)
+        source.read(source.items("train")[0])
+
+    with pytest.raises(UserError) as error:
+        read()
+    one(error, "leftImg8bit_trainvaltest.zip", "download")
 
 
 def test_a_folder_a_pipe_and_a_device(tmp_path):
