@@ -18,6 +18,10 @@ class UserError(Exception):
 
     exit_status = 1
 
+    def __str__(self) -> str:
+        # Here and nowhere else, since every message that names a file passes through.
+        return one_line(super().__str__())
+
 
 class UsageError(UserError):
     """Wrong usage: a flag, a config key or the type of a value."""
@@ -43,3 +47,10 @@ def storage_errors(where: Path) -> Iterator[None]:
             f"{e.filename or where}: {e.strerror}; make room or mend the disk or its permissions; the same "
             "command goes on from the last checkpoint"
         ) from e
+
+
+def one_line(text: str) -> str:
+    r"""`text` with what is not printable as escapes: a name may hold newlines (`\n`), the codes that steer a
+    terminal (`\x1b`), or bytes that are no text (`\udcff` for byte ff).
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and exits with its status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A name may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     arguments = [a for a in arguments if a != "--debug"]
     try:
         sys.exit(_run(arguments))
@@ -90,6 +94,11 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument(
         "--config", default="configs/scratch.py", metavar="FILE", help="recipe whose dataset section is used"
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write nothing, list all faults of the splits instead of the first",
+    )
     args, overrides = _parsed(parser, arguments)
     _set_up()
     config = _loaded(_recipe_file(args.config), args.dataset)
@@ -97,9 +106,21 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.experiment import Experiment
 
     experiment = Experiment(_with_overrides(config, overrides))
+    if args.report:
+        return _report(experiment.open_source(), args.splits.split(","))
     data = experiment.open_data(args.splits.split(","), say_leaks=True)
     for split, records in data.records.items():
         print(f"{split}: {len(records)} images in {records.directory}")
+    return 0
+
+
+def _report(source: Any, splits: Sequence[str]) -> int:
+    from jaxseg.data.report import find_faults, raise_summary, report_lines
+
+    reports = [find_faults(source, split) for split in splits]
+    for line in report_lines(reports):
+        print(line)
+    raise_summary(source, reports)
     return 0
 
 

@@ -16,6 +16,7 @@ from jaxseg.errors import UsageError
 
 NORMS = ("batch", "group", "none")
 DTYPES = ("float32", "bfloat16")
+MOST_DEPTH = 16
 
 
 class UNet(nn.Module):
@@ -137,6 +138,9 @@ def max_pool_2x2(x_bhwc: jax.Array) -> jax.Array:
 
 def check_image_size(size_hw: tuple[int, ...], depth: int) -> None:
     """Raises UsageError unless `depth` halvings of both sides are whole."""
+    # First: a power of two with a billion digits would take all memory.
+    if not 1 <= depth <= MOST_DEPTH:
+        raise UsageError(f"model.depth={depth} is no depth of a UNet; use 1 to {MOST_DEPTH}")
     if any(side % (1 << depth) or side < 1 for side in size_hw):
         height, width = size_hw
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -139,8 +140,11 @@ def parameter_path(path: tuple) -> str:
 
 def _search(pattern: str, name: str) -> bool:
     try:
-        return re.search(pattern, name) is not None
-    except re.error as e:
+        with warnings.catch_warnings():
+            # "Possible nested set": Python may read it as something else one day.
+            warnings.simplefilter("error", FutureWarning)
+            return re.search(pattern, name) is not None
+    except (re.error, FutureWarning, OverflowError, RecursionError) as e:
         raise UsageError(f"{pattern!r} is not a regular expression ({e})") from None
 
 

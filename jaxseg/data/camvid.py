@@ -8,15 +8,18 @@ a drive that train has frames of as well: its figures flatter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from jaxseg.data.faults import DataFault, raise_any
 from jaxseg.data.images import read_pair
 from jaxseg.data.labels import CAMVID_MAPPING, STREET_CLASSES, LabelMapping
-from jaxseg.data.source import Item, data_folder, files_fingerprint, missing_split, paired
-from jaxseg.errors import UserError
+from jaxseg.data.listing import entries, is_folder, list_text
+from jaxseg.data.source import Item, data_folder, expanded, files_fingerprint, missing_split, paired
 from jaxseg.types import ClassTable
 
 
@@ -47,19 +50,17 @@ class CamVid:
     def items(self, split: str) -> Sequence[Item]:
         """The pairs that SPLIT.txt lists, in its order; all of SPLIT/ where there is no list."""
         photo_home, mask_home = self._folder / split, self._folder / f"{split}annot"
-        if not photo_home.is_dir() or not mask_home.is_dir():
+        if not split or not os.path.isdir(photo_home) or not os.path.isdir(mask_home):
             raise missing_split(self._folder, self.name, split, self._splits())
-        photos = {p.stem: str(p) for p in photo_home.glob("*.png")}
-        masks = {p.stem: str(p) for p in mask_home.glob("*.png")}
+        faults: list[DataFault] = []
+        photos, masks = _pictures(photo_home, faults), _pictures(mask_home, faults)
         listing = self._folder / f"{split}.txt"
-        if not listing.is_file():
-            return paired(photos, masks, str(photo_home), str(mask_home))
-        names = _listed(listing)
-        for name in names:
-            for home, files in ((photo_home, photos), (mask_home, masks)):
-                if name not in files:
-                    raise UserError(f"{listing} lists {name}, but {home / name}.png is not there; restore it")
-        return [Item(name, photos[name], masks[name]) for name in names]
+        if not os.path.lexists(listing):
+            items = paired(photos, masks, str(photo_home), str(mask_home), faults)
+        else:
+            items = _listed(listing, photo_home, mask_home, photos, masks, faults)
+        raise_any(faults, items)
+        return items
 
     def fingerprint(self, split: str) -> str:
         """Over names, sizes and times of the files that the split lists."""
@@ -73,17 +74,49 @@ class CamVid:
 
     @property
     def _folder(self) -> Path:
-        return Path(str(self.data_dir)).expanduser()
+        return expanded(str(self.data_dir))
 
     def _splits(self) -> list[str]:
-        annotated = sorted(p.name.removesuffix("annot") for p in self._folder.glob("*annot") if p.is_dir())
-        return [split for split in annotated if (self._folder / split).is_dir()]
+        folders = {e.name for e in entries(self._folder, []) if is_folder(e)}
+        return sorted(name for name in folders if f"{name}annot" in folders)
 
 
-def _listed(listing: Path) -> list[str]:
+def _pictures(home: Path, faults: list[DataFault]) -> dict[str, str]:
+    """Name without extension -> path."""
+    return {e.name.removesuffix(".png"): e.path for e in entries(home, faults) if e.name.endswith(".png")}
+
+
+def _listed(
+    listing: Path,
+    photo_home: Path,
+    mask_home: Path,
+    photos: Mapping[str, str],
+    masks: Mapping[str, str],
+    faults: list[DataFault],
+) -> list[Item]:
+    items: dict[str, Item] = {}
+    for name in _names(listing):
+        absent = [home for home, files in ((photo_home, photos), (mask_home, masks)) if name not in files]
+        faults += [
+            DataFault(
+                f"{listing} lists {name}, but {home / name}.png is not there; restore it", "missing file"
+            )
+            for home in absent
+        ]
+        if name in items:
+            faults.append(DataFault(f"{listing} lists {name} twice; remove one of its lines", "doubled name"))
+        elif not absent:
+            items[name] = Item(name, photos[name], masks[name])
+    return list(items.values())
+
+
+def _names(listing: Path) -> list[str]:
     """Base names of the photos; the folders in the list are those of its author's own disk."""
-    lines = (line.split() for line in listing.read_text().splitlines())
-    names = [PurePosixPath(fields[0]).stem for fields in lines if fields]
+    # Names may hold spaces: the photo ends where its extension does.
+    photos = [re.match(r".*?\.png(?=\s|$)|\S+", line.strip()) for line in list_text(listing).split("\n")]
+    names = [PurePosixPath(photo[0]).stem for photo in photos if photo]
     if not names:
-        raise UserError(f"{listing} is empty; restore it, or remove it to take all of its folder")
+        raise DataFault(
+            f"{listing} is empty; restore it, or remove it to take all of its folder", "empty list"
+        )
     return names

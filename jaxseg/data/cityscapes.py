@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data.images import member, read_pair
+from jaxseg.data.faults import DataFault, raise_any
+from jaxseg.data.images import member, member_fault, read_pair
 from jaxseg.data.labels import CITYSCAPES_MAPPING, STREET_CLASSES, LabelMapping
+from jaxseg.data.listing import entries, is_folder
 from jaxseg.data.source import (
     Item,
     PublishedTotals,
     data_folder,
+    expanded,
     file_facts,
     fingerprint,
     missing_split,
@@ -72,16 +75,19 @@ class Cityscapes:
         """The pairs of a split, sorted by name (city_sequence_frame)."""
         if split not in _SPLITS:
             raise missing_split(self._folder, self.name, split, _SPLITS)
-        if not self.halves or split == "train":
-            return self._official(split)
-        return _half(self._official("val"), split)
+        faults: list[DataFault] = []
+        halved = self.halves and split != "train"
+        items = self._official("val" if halved else split, faults)
+        # Which half a pair falls into depends on how many there are: with faults all are looked at.
+        raise_any(faults, items)
+        return _half(items, split) if halved else items
 
     def fingerprint(self, split: str) -> str:
         """Over names, sizes and times of the split's files (of members of an archive: their checksums)."""
         archived: dict[str, tuple[str, int, int]] = {}
         for kind in (_PHOTO, _MASK):
             if self._is_archive(kind[0]):
-                archived |= self._members(kind, split)
+                archived |= self._members(kind, "val" if self.halves and split != "train" else split, [])
         locations = (location for item in self.items(split) for location in (item.image, item.label))
         return fingerprint(archived[x] if x in archived else file_facts(self._folder, x) for x in locations)
 
@@ -116,54 +122,86 @@ class Cityscapes:
 
     @property
     def _folder(self) -> Path:
-        return Path(str(self.data_dir)).expanduser()
+        return expanded(str(self.data_dir))
 
-    def _official(self, split: str) -> list[Item]:
-        photos, masks = self._listing(_PHOTO, split), self._listing(_MASK, split)
-        if not photos and not masks:
-            known = [s for s in _SPLITS if self._listing(_PHOTO, s)]
+    def _official(self, split: str, faults: list[DataFault]) -> list[Item]:
+        photos, masks = (self._listing(kind, split, faults) for kind in (_PHOTO, _MASK))
+        if not photos and not masks and not faults:
+            known = [s for s in _SPLITS if self._listing(_PHOTO, s, [])]
             raise missing_split(self._folder, self.name, split, known)
-        homes = (self._home(kind) for kind in (_PHOTO[0], _MASK[0]))
-        return paired(photos, masks, *homes)
+        return paired(photos, masks, self._home(_PHOTO[0]), self._home(_MASK[0]), faults)
 
-    def _listing(self, kind: tuple[str, str], split: str) -> dict[str, str]:
+    def _listing(self, kind: tuple[str, str], split: str, faults: list[DataFault]) -> dict[str, str]:
         """city_sequence_frame -> location of all photos, or masks, of an official split."""
         folder, suffix = kind
         if self._is_archive(folder):
-            locations = list(self._members(kind, split))
+            locations = list(self._members(kind, split, faults))
         else:
-            if not (self._folder / folder).is_dir():
+            if not os.path.isdir(self._folder / folder):
                 raise UserError(
                     f"{self._folder} has neither {folder}/ nor {folder}_trainvaltest.zip; "
                     "put the official download there"
                 )
-            locations = [str(p) for p in (self._folder / folder / split).glob(f"*/*{suffix}")]
-        return {location.rsplit("/", 1)[1].removesuffix(suffix): location for location in locations}
+            locations = self._files(self._folder / folder / split, suffix, faults)
+        files: dict[str, str] = {}
+        for location in sorted(locations):
+            name = location.rsplit("/", 1)[1].removesuffix(suffix)
+            if name in files:
+                faults.append(
+                    DataFault(
+                        f"{location} and {files[name]} have one name; rename or remove one of them",
+                        "doubled name",
+                    )
+                )
+            else:
+                files[name] = location
+        return files
 
-    def _members(self, kind: tuple[str, str], split: str) -> dict[str, tuple[str, int, int]]:
+    def _files(self, home: Path, suffix: str, faults: list[DataFault]) -> list[str]:
+        if not os.path.isdir(home):
+            return []
+        cities = [city.path for city in entries(home, faults) if is_folder(city)]
+        return [e.path for city in cities for e in entries(city, faults) if e.name.endswith(suffix)]
+
+    def _members(
+        self, kind: tuple[str, str], split: str, faults: list[DataFault]
+    ) -> dict[str, tuple[str, int, int]]:
         """Location -> (name, size, checksum) of an archive's photos, or masks, of an official split."""
         folder, suffix = kind
-        splits = ("val",) if self.halves and split != "train" else (split,)
-        starts = tuple(f"{folder}/{s}/" for s in splits)
-        try:
-            with zipfile.ZipFile(self._archive(folder)) as archive:
-                entries = archive.infolist()
-        except (zipfile.BadZipFile, OSError) as e:
-            raise UserError(f"{self._archive(folder)}: can't be read ({e}); download it again") from None
-        return {
-            member(self._archive(folder), e.filename): (e.filename, e.file_size, e.CRC)
-            for e in entries
-            if e.filename.startswith(starts) and e.filename.endswith(suffix)
-        }
+        archive = self._archive(folder)
+        members: dict[str, tuple[str, int, int]] = {}
+        for entry in _entries(archive):
+            if not entry.filename.startswith(f"{folder}/{split}/") or not entry.filename.endswith(suffix):
+                continue
+            location = member(archive, entry.filename)
+            fault = member_fault(entry, location)
+            if location in members:
+                fault = DataFault(f"{location} is in the archive twice; download it again", "doubled name")
+            if fault is None:
+                members[location] = (entry.filename, entry.file_size, entry.CRC)
+            else:
+                faults.append(fault)
+        return members
 
     def _archive(self, folder: str) -> Path:
         return self._folder / f"{folder}_trainvaltest.zip"
 
     def _is_archive(self, folder: str) -> bool:
-        return not (self._folder / folder).is_dir() and self._archive(folder).is_file()
+        return not os.path.isdir(self._folder / folder) and os.path.isfile(self._archive(folder))
 
     def _home(self, folder: str) -> str:
         return str(self._archive(folder) if self._is_archive(folder) else self._folder / folder)
+
+
+def _entries(archive: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.infolist()
+    # A broken directory makes zipfile raise anything.
+    except Exception as e:
+        raise DataFault(
+            f"{archive}: can't be read ({e or type(e).__name__}); download it again", "broken archive"
+        ) from None
 
 
 def _half(items: Sequence[Item], split: str) -> list[Item]:
@@ -182,7 +220,8 @@ def _refuse_train_ids(ids_hw: np.ndarray, where: str) -> None:
 
 
 def _train_ids_error(where: str) -> UserError:
-    return UserError(
+    return DataFault(
         f"{where}: the masks hold trainIds (0..18 and 255), not labelIds; use the official "
-        "*_gtFine_labelIds.png files"
+        "*_gtFine_labelIds.png files",
+        "train ids",
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import colorsys
 import difflib
 import json
+import os
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from jaxseg.data.labels import RGB, LabelMapping, mapping_of
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
+_MOST_BYTES = 1 << 20
+_LONGEST_NAME = 100
+
 _EXAMPLE = (
     '{"classes": [{"name": "background", "ids": [0]}, {"name": "road", "ids": [1]}], "void": {"ids": [255]}}'
 )
@@ -21,12 +27,7 @@ _EXAMPLE = (
 
 def read_class_file(file: Path) -> tuple[ClassTable, LabelMapping]:
     """Names and palette, and the mapping from ids and colours. Raises UserError that names file and entry."""
-    if not file.is_file():
-        raise UserError(f"{file} is not there; it says what the masks hold, for example {_EXAMPLE}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{file} is no JSON ({e}); for example {_EXAMPLE}") from None
+    content = _parsed(file)
     _check_keys(content, ("classes", "void"), file, "the file")
     entries = content.get("classes")
     if not isinstance(entries, list) or not 1 <= len(entries) <= IGNORE_LABEL:
@@ -41,6 +42,29 @@ def read_class_file(file: Path) -> tuple[ClassTable, LabelMapping]:
     elif reader.ids and IGNORE_LABEL not in reader.ids:
         reader.ids[IGNORE_LABEL] = IGNORE_LABEL
     return ClassTable(tuple(names), tuple(reader.palette)), mapping_of(reader.ids, reader.colours)
+
+
+def _parsed(file: Path) -> Any:
+    if not os.path.isfile(file):
+        raise UserError(f"{file} is not there; it says what the masks hold, for example {_EXAMPLE}")
+    try:
+        if os.path.getsize(file) > _MOST_BYTES:
+            raise UserError(f"{file} has more than {_MOST_BYTES:,} bytes; for example {_EXAMPLE}")
+        text = file.read_bytes().decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, file))
+    except OSError as e:
+        raise UserError(f"{file} can't be read ({e.strerror}); make it readable") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is no JSON ({e}); for example {_EXAMPLE}") from None
+
+
+def _object(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
+    """Python's own would silently take the last of two entries with one key."""
+    entries = dict(pairs)
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise UserError(f"{file}: the key {reprlib.repr(key)} stands twice in one object; remove one")
+    return entries
 
 
 class _Reader:
@@ -59,6 +83,11 @@ class _Reader:
         name = entry.get("name")
         if not isinstance(name, str) or not name:
             raise UserError(f'{self.file}: {where} has no "name"; add one')
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise UserError(
+                f"{self.file}: {where} has the name {reprlib.repr(name)}; use at most {_LONGEST_NAME} "
+                "characters that can be printed"
+            )
         if "ids" not in entry and not colours:
             raise UserError(
                 f'{self.file}: {where} ("{name}") has neither "ids" nor "colours"; add its mask ids'
@@ -74,7 +103,9 @@ class _Reader:
         _check_keys(entry, known, self.file, where)
         for mask_id in self._list(entry, "ids", where):
             if type(mask_id) is not int or not 0 <= mask_id <= 255:
-                raise UserError(f"{self.file}: {where}.ids has {mask_id!r}; ids are whole numbers, 0 to 255")
+                raise UserError(
+                    f"{self.file}: {where}.ids has {reprlib.repr(mask_id)}; ids are whole numbers, 0 to 255"
+                )
             self._enter(self.ids, mask_id, class_id, f"id {mask_id}")
         colours = [self._rgb(text, f"{where}.colours") for text in self._list(entry, "colours", where)]
         for rgb in colours:
@@ -91,12 +122,14 @@ class _Reader:
             return []
         value = entry[key]
         if not isinstance(value, list):
-            raise UserError(f"{self.file}: {where}.{key} is {value!r}; it has to be a list such as [0]")
+            raise UserError(
+                f"{self.file}: {where}.{key} is {reprlib.repr(value)}; it has to be a list such as [0]"
+            )
         return value
 
     def _rgb(self, text: Any, where: str) -> RGB:
         if not isinstance(text, str) or not re.fullmatch("#[0-9a-fA-F]{6}", text):
-            raise UserError(f'{self.file}: {where} has {text!r}; a colour is written "#804080"')
+            raise UserError(f'{self.file}: {where} has {reprlib.repr(text)}; a colour is written "#804080"')
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
@@ -107,7 +140,7 @@ def _check_keys(entry: Any, known: Sequence[str], file: Path, where: str) -> Non
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
-            raise UserError(f'{file}: {where} has the key "{key}"; {hint}')
+            raise UserError(f"{file}: {where} has the key {reprlib.repr(key)}; {hint}")
 
 
 def _hue(index: int) -> RGB:

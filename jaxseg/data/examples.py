@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxseg.data.faults import DataFault
 from jaxseg.data.photo_hash import hash_photo
 from jaxseg.data.source import Item, Source
-from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, MAX_REGIONS
 
 
@@ -46,8 +46,7 @@ def make_example(
     """
     from jaxseg.data.images import encode_label, resize_label, resize_photo
 
-    image, label = source.read(item)
-    source_pixels = _checked_pixels(source, item, image, label)
+    image, label, source_pixels = read_checked(source, item)
     small_image, small_label = resize_photo(image, size), resize_label(label, size)
     boxes, count = find_regions(small_label, region_class)
     digest = hashlib.sha256(small_image.tobytes() + small_label.tobytes() + boxes.tobytes())
@@ -65,6 +64,15 @@ def make_example(
         digest=digest.digest(),
         photo_hash=hash_photo(image),
     )
+
+
+def read_checked(source: Source, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image [H, W, 3] uint8, label [H, W] uint8, [256] int64 pixels of each value of the label).
+
+    Raises UserError where the pair is broken.
+    """
+    image, label = source.read(item)
+    return image, label, _checked_pixels(source, item, image, label)
 
 
 def find_regions(label_hw: np.ndarray, region_class: int | None) -> tuple[np.ndarray, int]:
@@ -94,16 +102,18 @@ def _checked_pixels(source: Source, item: Item, image: np.ndarray, label: np.nda
     A reader is new code of somebody's: what it returns is checked before it is trained on.
     """
     if image.dtype != np.uint8 or label.dtype != np.uint8 or image.shape != (*label.shape, 3):
-        raise UserError(
+        raise DataFault(
             f"{item.example_id}: {source.name} read an image {image.dtype} {image.shape} and a label "
-            f"{label.dtype} {label.shape}; mend its reader to give uint8 [H, W, 3] and uint8 [H, W]"
+            f"{label.dtype} {label.shape}; mend its reader to give uint8 [H, W, 3] and uint8 [H, W]",
+            "reader",
         )
     pixels = np.bincount(label.ravel(), minlength=256)
     count = len(source.classes.names)
     wrong = np.flatnonzero(pixels[count:IGNORE_LABEL])
     if wrong.size:
-        raise UserError(
+        raise DataFault(
             f"{item.label}: {source.name} read class {count + wrong[0]}, but has {count} classes; "
-            "mend its mapping"
+            "mend its mapping",
+            "reader",
         )
     return pixels

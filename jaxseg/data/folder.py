@@ -7,6 +7,9 @@ Layouts, the first that is there counts:
 3. `images/**` and `masks/**` without split folders, cut 80/10/10 by a hash of the name: an image stays
    in its split when others are added.
 
+In `images/` and `masks/`, links are followed. What a list names has to lie in the folder, links and `..`
+resolved, since a list may come from somebody else: a line that leads out is refused.
+
 Photos are PNG, JPEG or WebP. Masks are lossless: of ids (grey or palette), or of colours (RGB or palette).
 `classes.json` says what they hold; the order of its list is the order of the class ids:
 
@@ -23,17 +26,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxseg.data.class_file import read_class_file
+from jaxseg.data.faults import DataFault, raise_any
 from jaxseg.data.images import MASK_SUFFIXES, PHOTO_SUFFIXES, read_pair
 from jaxseg.data.labels import LabelMapping
-from jaxseg.data.source import Item, data_folder, files_fingerprint, missing_split, paired
-from jaxseg.errors import UserError
+from jaxseg.data.listing import files_below, is_below, list_text, resolver
+from jaxseg.data.source import Item, data_folder, expanded, files_fingerprint, missing_split, paired
+from jaxseg.errors import UserError, one_line
 from jaxseg.types import ClassTable
 
 _SPLITS = ("train", "val", "test")
@@ -45,13 +52,13 @@ def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) 
     Raises UserError where the folder is missing or empty, or the class file is missing or wrong.
     """
     root = data_folder(data_dir, "folder", "images/, masks/ and classes.json")
-    file = Path(classes).expanduser() if classes else root / "classes.json"
+    file = expanded(classes) if classes else root / "classes.json"
     table, mapping = read_class_file(file)
     folder = Folder(str(root), table, mapping, str(file))
     if folder.is_hashed:
         print(
-            f"jaxseg: {root / 'images'} has no train/, val/ and test/: photos are cut 80/10/10 by a hash of "
-            "their names",
+            f"jaxseg: {one_line(str(root))}/images has no train/, val/ and test/: photos are cut 80/10/10 "
+            "by a hash of their names",
             file=sys.stderr,
         )
     return folder
@@ -79,25 +86,18 @@ class Folder:
     def items(self, split: str) -> Sequence[Item]:
         """The pairs of `split`; in the order of its CSV file, else by name."""
         root = Path(self.data_dir)
+        faults: list[DataFault] = []
         if self._has_lists:
             listing = root / f"{split}.csv"
-            if not listing.is_file():
+            if not os.path.isfile(listing):
                 raise missing_split(
-                    root, self.name, split, [s for s in _SPLITS if (root / f"{s}.csv").is_file()]
+                    root, self.name, split, [s for s in _SPLITS if os.path.isfile(root / f"{s}.csv")]
                 )
-            return _listed(listing)
-        photo_home, mask_home = root / "images", root / "masks"
-        for home in (photo_home, mask_home):
-            if not home.is_dir():
-                raise UserError(
-                    f"{root} has no {home.name}/; put images/ and masks/ there, or SPLIT.csv files"
-                )
-        if not self._has_split_folders:
-            return _hashed(photo_home, mask_home, split)
-        if not (photo_home / split).is_dir():
-            there = [s for s in _SPLITS if (photo_home / s).is_dir()]
-            raise missing_split(photo_home, self.name, split, there)
-        return _below(photo_home / split, mask_home / split)
+            items = _listed(listing, faults)
+        else:
+            items = self._tree(root / "images", root / "masks", split, faults)
+        raise_any(faults, items)
+        return items
 
     def fingerprint(self, split: str) -> str:
         """Over names, sizes and times of the split's files."""
@@ -105,79 +105,120 @@ class Folder:
 
     def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         """(image [H, W, 3] uint8, label [H, W] uint8), source size."""
-        if item.label.lower().endswith((".jpg", ".jpeg")):
-            raise UserError(f"{item.label}: a JPEG does not keep ids or colours; save the mask as PNG")
         mend = f"mend the mask, or name it in {self.class_file} (in a class, or in void)"
         return read_pair(item, self.mapping, mend=mend)
 
+    def _tree(self, photo_home: Path, mask_home: Path, split: str, faults: list[DataFault]) -> list[Item]:
+        for home in (photo_home, mask_home):
+            if not os.path.isdir(home):
+                raise UserError(
+                    f"{self.data_dir} has no {home.name}/; put images/ and masks/ there, or SPLIT.csv files"
+                )
+        if not self._has_split_folders:
+            return _hashed(photo_home, mask_home, split, faults)
+        if not split or not os.path.isdir(photo_home / split):
+            there = [s for s in _SPLITS if os.path.isdir(photo_home / s)]
+            raise missing_split(photo_home, self.name, split, there)
+        return _below(photo_home / split, mask_home / split, faults)
+
     @property
     def _has_lists(self) -> bool:
-        return any((Path(self.data_dir) / f"{split}.csv").is_file() for split in _SPLITS)
+        return any(os.path.isfile(Path(self.data_dir) / f"{split}.csv") for split in _SPLITS)
 
     @property
     def _has_split_folders(self) -> bool:
-        return any((Path(self.data_dir) / "images" / split).is_dir() for split in _SPLITS)
+        return any(os.path.isdir(Path(self.data_dir) / "images" / split) for split in _SPLITS)
 
 
-def _listed(listing: Path) -> list[Item]:
-    with listing.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or []
+def _listed(listing: Path, faults: list[DataFault]) -> list[Item]:
+    rows = csv.reader(io.StringIO(list_text(listing), newline=""))
+    try:
+        columns = next(rows, [])
         for column in ("image", "mask"):
             if column not in columns:
-                raise UserError(
+                raise DataFault(
                     f"{listing} has no column {column!r}, only {', '.join(columns) or 'none'}; "
-                    "its first line has to be image,mask"
+                    "its first line has to be image,mask",
+                    "list",
                 )
-        pairs = [(row["image"], row["mask"]) for row in rows]
-    if not pairs:
-        raise UserError(f"{listing} lists no pairs; add lines of image,mask")
-    items = {}
-    for line, (image, mask) in enumerate(pairs, start=2):
-        for column, path in (("image", image), ("mask", mask)):
-            if not path or not (listing.parent / path).is_file():
-                raise UserError(
-                    f"{listing} line {line}: {column} {path or ''!r} is no file below {listing.parent}; "
-                    "restore it or remove the line"
+        image, mask = columns.index("image"), columns.index("mask")
+        short = ("",) * len(columns)
+        pairs = ((rows.line_num, (*row, *short)[image], (*row, *short)[mask]) for row in rows if row)
+        return _checked_lines(listing, pairs, faults)
+    except csv.Error as e:
+        raise DataFault(f"{listing} line {rows.line_num}: {e}; is it a CSV file?", "list") from None
+
+
+def _checked_lines(
+    listing: Path, pairs: Iterable[tuple[int, str, str]], faults: list[DataFault]
+) -> list[Item]:
+    """The lines (number, image, mask) that name two files below the list's folder, each image once."""
+    resolve = resolver()
+    home = resolve(str(listing.parent))
+    items: dict[str, Item] = {}
+    seen: set[str] = set()
+    line = 0
+    for line, image, mask in pairs:
+        found = len(faults)
+        for column, name in (("image", image), ("mask", mask)):
+            path = os.path.join(listing.parent, name)
+            if not name or not os.path.isfile(path):
+                faults.append(
+                    DataFault(
+                        f"{listing} line {line}: {column} {name!r} is no file below {listing.parent}; "
+                        "restore it or remove the line",
+                        "missing file",
+                    )
                 )
-        if image in items:
-            raise UserError(f"{listing} line {line}: image {image!r} stands there twice; remove one line")
-        items[image] = Item(image, str(listing.parent / image), str(listing.parent / mask))
+            elif not is_below(home, resolve(path)):
+                faults.append(
+                    DataFault(
+                        f"{listing} line {line}: {column} {name!r} leads out of {listing.parent}, to "
+                        f"{resolve(path)}; put the file itself there, or remove the line",
+                        "path that leads out",
+                    )
+                )
+        if image in seen:
+            faults.append(
+                DataFault(
+                    f"{listing} line {line}: image {image!r} stands there twice; remove one line",
+                    "doubled name",
+                )
+            )
+        seen.add(image)
+        if len(faults) == found:
+            items[image] = Item(
+                image, os.path.join(listing.parent, image), os.path.join(listing.parent, mask)
+            )
+    if not line:
+        raise DataFault(f"{listing} lists no pairs; add lines of image,mask", "empty split")
     return list(items.values())
 
 
-def _hashed(photo_home: Path, mask_home: Path, split: str) -> list[Item]:
+def _hashed(photo_home: Path, mask_home: Path, split: str, faults: list[DataFault]) -> list[Item]:
     if split not in _SPLITS:
         raise missing_split(photo_home, "folder", split, _SPLITS)
-    every = _below(photo_home, mask_home)
+    every = _below(photo_home, mask_home, faults)
     chosen = [item for item in every if _hash_split(item.example_id) == split]
-    if not chosen:
-        raise UserError(
-            f"{photo_home}: none of {len(every)} photos falls into {split} by the hash of its name; "
-            f"choose the splits yourself with images/{split}/ and masks/{split}/"
+    if every and not chosen:
+        faults.append(
+            DataFault(
+                f"{photo_home}: none of {len(every)} photos falls into {split} by the hash of its name; "
+                f"choose the splits yourself with images/{split}/ and masks/{split}/",
+                "empty split",
+            )
         )
     return chosen
 
 
 def _hash_split(name: str) -> str:
     """80 % train, 10 % val, 10 % test, by the name alone."""
-    part = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10
+    # A name may hold bytes that are no text.
+    part = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 10
     return "train" if part < 8 else _SPLITS[part - 7]
 
 
-def _below(photo_home: Path, mask_home: Path) -> list[Item]:
-    photos, masks = _files(photo_home, PHOTO_SUFFIXES), _files(mask_home, MASK_SUFFIXES)
-    return paired(photos, masks, str(photo_home), str(mask_home))
-
-
-def _files(home: Path, suffixes: Sequence[str]) -> dict[str, str]:
-    """Path below `home` without extension -> path."""
-    files: dict[str, str] = {}
-    for path in sorted(home.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        name = path.relative_to(home).with_suffix("").as_posix()
-        if name in files:
-            raise UserError(f"{path} and {files[name]} have one name; rename or remove one of them")
-        files[name] = str(path)
-    return files
+def _below(photo_home: Path, mask_home: Path, faults: list[DataFault]) -> list[Item]:
+    photos = files_below(photo_home, PHOTO_SUFFIXES, faults)
+    masks = files_below(mask_home, MASK_SUFFIXES, faults)
+    return paired(photos, masks, str(photo_home), str(mask_home), faults)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxseg.errors import UsageError, UserError
+from jaxseg.data.faults import DataFault
+from jaxseg.errors import UsageError
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
 RGB = tuple[int, int, int]
@@ -60,9 +61,11 @@ def map_ids(mapping: LabelMapping, ids_hw: np.ndarray, *, where: str, mend: str)
     if unknown:
         known = [str(i) for i, entry in enumerate(mapping.table) if entry is not None]
         others = f" (and {len(unknown) - 1} other unknown ids)" if len(unknown) > 1 else ""
-        raise UserError(
+        blended = len(unknown) > 2 and _is_blended(ids_hw, np.isin(ids_hw, unknown))
+        raise DataFault(
             f"{where}: id {unknown[0]} ({counts[unknown[0]]} pixels){others} is not in the mapping, which "
-            f"knows {', '.join(known)}; {mend}"
+            f"knows {', '.join(known)}; {_BLENDED if blended else mend}",
+            "blended mask" if blended else "unknown id",
         )
     lut = np.array([IGNORE_LABEL if entry is None else entry for entry in mapping.table], np.uint8)
     return lut[ids_hw]
@@ -81,11 +84,32 @@ def map_colours(mapping: LabelMapping, rgb_hwc: np.ndarray, *, where: str, mend:
         values, counts = np.unique(packed_hw[unknown_hw], return_counts=True)
         most = int(np.argmax(counts))
         others = f" (and {len(values) - 1} other unknown colours)" if len(values) > 1 else ""
-        raise UserError(
+        blended = len(values) > 2 and _is_blended(packed_hw, unknown_hw)
+        raise DataFault(
             f"{where}: colour #{values[most]:06x} ({counts[most]} pixels){others} is not in the "
-            f"mapping; {mend}"
+            f"mapping; {_BLENDED if blended else mend}",
+            "blended mask" if blended else "unknown colour",
         )
     return entries[at_hw]
+
+
+_BLENDED = (
+    "its unknown values are scattered, as in a mask that was a JPEG once, or was scaled smoothly: export it "
+    "anew, losslessly, and scale by nearest neighbour"
+)
+
+
+def _is_blended(values_hw: np.ndarray, unknown_hw: np.ndarray) -> bool:
+    """Whether most unknown pixels differ from a neighbour in their row, as pixels of an area do not.
+
+    On CamVid's masks and on generated ones, of 480x360 and 256x128: 0.06 for a mask with classes that the
+    mapping leaves out, 0.47 to 1 after a JPEG of quality 50 to 95 or a smooth scaling.
+    """
+    edge_hw = np.zeros(values_hw.shape, bool)
+    change_hw = values_hw[:, 1:] != values_hw[:, :-1]
+    edge_hw[:, 1:] |= change_hw
+    edge_hw[:, :-1] |= change_hw
+    return bool(edge_hw[unknown_hw].mean() > 1 / 3)
 
 
 def void_class(policy: str, classes: ClassTable) -> int | None:

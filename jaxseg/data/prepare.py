@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
-import math
-import os
 import shutil
 import sys
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +21,8 @@ import numpy as np
 from jaxseg.data.examples import Example, make_example
 from jaxseg.data.labels import classes_hash
 from jaxseg.data.records import MANIFEST, Manifest
-from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source
+from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source, check_names
+from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError
 from jaxseg.locks import locked
 from jaxseg.types import IGNORE_LABEL
@@ -34,9 +31,6 @@ __all__ = ["Manifest", "find_prepared", "prepare_split", "prepared_folders"]
 
 _VERSION = 2
 """Part of the fingerprint: raised when the same source would give other records or another manifest."""
-
-_ITEMS_PER_WORKER = 128
-"""A worker takes a second or two to start, as long as about this many small pairs."""
 
 
 def prepare_split(
@@ -135,7 +129,7 @@ def _build(plan: _Plan, workers: int | None, show_progress: bool) -> None:
     """Writes records and manifest beside, then renames. Leaves nothing behind when it fails."""
     from jaxseg.data.builder import write_records
 
-    _check_names(plan)
+    check_names(plan.source, plan.split, plan.items)
     building = plan.directory.parent / f".{plan.directory.name}.building"
     # What a killed process left; the lock says that nobody is at work on it.
     shutil.rmtree(building, ignore_errors=True)
@@ -159,18 +153,6 @@ def _build(plan: _Plan, workers: int | None, show_progress: bool) -> None:
         raise UserError(f"{building.parent}: {e.strerror}; make room, or set dataset.prepared_dir") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def _check_names(plan: _Plan) -> None:
-    if not plan.items:
-        raise UserError(f"{plan.source.name} has no images in its {plan.split} split; add some")
-    seen: set[str] = set()
-    for item in plan.items:
-        if item.example_id in seen:
-            raise UserError(
-                f"{plan.source.name} has {item.example_id} twice in its {plan.split} split; remove one"
-            )
-        seen.add(item.example_id)
 
 
 class _Tally:
@@ -219,74 +201,11 @@ def _examples(
     plan: _Plan, keep: bool, workers: int | None, show_progress: bool
 ) -> Generator[Example, None, None]:
     """The examples in order, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
     names = plan.source.classes.names
     region_class = None if plan.region_class is None else names.index(plan.region_class)
     calls = ((plan.source, item, plan.size, region_class, keep) for item in plan.items)
-    if workers is None:
-        workers = min(_cores(), math.ceil(len(plan.items) / _ITEMS_PER_WORKER)) if _can_spawn() else 1
-    made = _pooled(calls, workers) if workers > 1 else itertools.starmap(make_example, calls)
-    bar = tqdm(
-        made,
-        desc=f"preparing {plan.source.name} {plan.split}",
-        total=len(plan.items),
-        unit=" images",
-        disable=None if show_progress else True,
-    )
-    with contextlib.closing(bar):
-        yield from bar
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _can_spawn() -> bool:
-    """A worker imports the main program anew, which it can't where that came through a pipe."""
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return file is None or Path(file).exists()
-
-
-def _pooled(calls: Iterator[tuple], workers: int) -> Iterator[Example]:
-    """`make_example` over the calls, in order, in processes; only a few results wait at a time."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    # Spawned, not forked: this process may run JAX, whose threads a fork would cut off.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        waiting = deque(pool.submit(make_example, *call) for call in itertools.islice(calls, 4 * workers))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(make_example, *call) for call in itertools.islice(calls, 1))
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that prepares data died: out of memory, or the calling script lacks "
-            "`if __name__ == '__main__':`; free memory or add it, or use prepare_split(workers=1)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle; a worker ends with its parent, even where that is killed."""
-    import multiprocessing
-    import signal
-    import threading
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    title = f"preparing {plan.source.name} {plan.split}"
+    return in_order(make_example, calls, len(plan.items), title, workers, show_progress)
 
 
 def _compare_totals(plan: _Plan, prepared_dir: Path) -> None:

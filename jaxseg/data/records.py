@@ -64,13 +64,41 @@ class Manifest:
             table = values.pop("classes")
             palette = tuple((int(r), int(g), int(b)) for r, g, b in table["palette"])
             others: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(classes=ClassTable(tuple(table["names"]), palette), **others)
+            manifest = cls(classes=ClassTable(tuple(table["names"]), palette), **others)
+            manifest._check()
+            return manifest
         except FileNotFoundError:
             raise UserError(f"{directory} holds no prepared data; run `jaxseg prepare`") from None
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise UserError(
                 f"{file} can't be read ({e}); remove {directory} and run `jaxseg prepare`"
             ) from None
+
+    def _check(self) -> None:
+        """Raises ValueError for what `prepare` never writes."""
+        classes = len(self.classes.names)
+        rows: dict[str, tuple[Any, int]] = {
+            "image_size": (self.image_size, 2),
+            "pixels": (self.pixels, classes),
+            "source_pixels": (self.source_pixels, classes),
+            "void_pixels": ((self.void_pixels, self.source_void_pixels), 2),
+            "region_counts": (self.region_counts, len(self.region_counts)),
+        }
+        for name, (row, length) in rows.items():
+            if not _are(row, int) or len(row) != length or not all(0 <= v < 1 << 63 for v in row):
+                raise ValueError(f"{name} is wrong")
+        texts = (self.source, self.split, self.classes_hash, self.mapping_hash, self.source_fingerprint)
+        region = () if self.region_class is None else (self.region_class,)
+        if not _are((*texts, self.content_hash, *region, *self.classes.names), str):
+            raise ValueError("a name or a hash is no text")
+        if not _are(self.example_ids, str):
+            raise ValueError("example_ids is wrong")
+        if not 1 <= classes == len(self.classes.palette) or 0 in self.image_size:
+            raise ValueError("classes, palette and image size don't fit together")
+
+
+def _are(row: Any, kind: type) -> bool:
+    return type(row) is tuple and all(type(value) is kind for value in row)
 
 
 def open_records(directory: Path) -> Records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -12,12 +13,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxseg.data.faults import DataFault, raise_any
 from jaxseg.data.labels import LabelMapping
 from jaxseg.errors import UsageError, UserError
 from jaxseg.types import ClassTable
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """One pair of photo and mask that a source can read."""
 
@@ -105,12 +107,26 @@ def data_folder(data_dir: str | Path | None, source: str, holds: str) -> Path:
             f"dataset.data_dir is not set; {source} needs the folder that holds {holds}: "
             "--config.dataset.data_dir=DIR"
         )
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    folder = expanded(data_dir)
+    if not os.path.isdir(folder):
         raise UserError(f"dataset.data_dir={data_dir} is no folder; name the one that holds {holds}")
-    if not any(folder.iterdir()):
+    try:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with os.scandir(folder) as found:
+            empty = next(found, None) is None
+    except OSError as e:
+        raise UserError(
+            f"dataset.data_dir={data_dir} can't be listed ({e.strerror}); make it readable"
+        ) from None
+    if empty:
         raise UserError(f"dataset.data_dir={data_dir} is empty; {source} needs {holds} there")
     return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """With ~ as the user's home (`Path.expanduser` raises for a user that is not there)."""
+    return Path(os.path.expanduser(path))
 
 
 def missing_split(folder: str | Path, source: str, split: str, known: Sequence[str]) -> UserError:
@@ -120,25 +136,50 @@ def missing_split(folder: str | Path, source: str, split: str, known: Sequence[s
 
 
 def paired(
-    photos: Mapping[str, str], masks: Mapping[str, str], photo_home: str, mask_home: str
+    photos: Mapping[str, str],
+    masks: Mapping[str, str],
+    photo_home: str,
+    mask_home: str,
+    faults: list[DataFault],
 ) -> list[Item]:
     """Items of the photos and masks that have a name in common, by name.
 
-    Raises UserError that names the first photo without a mask, or mask without a photo.
+    Appends to `faults` each photo without a mask, and mask without a photo.
     """
     for some, others, kind, other, home in (
         (photos, masks, "photo", "mask", mask_home),
         (masks, photos, "mask", "photo", photo_home),
     ):
-        alone = sorted(some.keys() - others.keys())
-        if alone:
-            more = f" (nor have {len(alone) - 1} others)" if len(alone) > 1 else ""
-            raise UserError(
-                f"{some[alone[0]]} has no {other}{more}; add {alone[0]}'s to {home}, or remove the {kind}"
+        faults += [
+            DataFault(
+                f"{some[name]} has no {other}; add {name}'s to {home}, or remove the {kind}",
+                f"{kind} without a {other}",
             )
+            for name in sorted(some.keys() - others.keys())
+        ]
     if not photos:
-        raise UserError(f"{photo_home} holds no photos; put PNG, JPEG or WebP files there")
-    return [Item(name, photos[name], masks[name]) for name in sorted(photos)]
+        faults.append(
+            DataFault(f"{photo_home} holds no photos; put PNG, JPEG or WebP files there", "no photos")
+        )
+    return [Item(name, photos[name], masks[name]) for name in sorted(photos.keys() & masks.keys())]
+
+
+def check_names(source: Source, split: str, items: Sequence[Item]) -> None:
+    """Raises a UserError for a split without items, and for all names that stand there twice."""
+    if not items:
+        raise DataFault(f"{source.name} has no images in its {split} split; add some", "empty split")
+    seen: set[str] = set()
+    faults = []
+    for item in items:
+        if item.example_id in seen:
+            faults.append(
+                DataFault(
+                    f"{source.name} has {item.example_id} twice in its {split} split; remove one",
+                    "doubled name",
+                )
+            )
+        seen.add(item.example_id)
+    raise_any(faults)
 
 
 def files_fingerprint(folder: Path, items: Sequence[Item]) -> str:
@@ -151,10 +192,17 @@ def file_facts(folder: Path, file: str) -> tuple[str, int, int]:
     try:
         stat = Path(file).stat()
     except OSError as e:
-        raise UserError(f"{file} can't be read ({e.strerror}); restore it or remove its partner") from None
+        raise DataFault(
+            f"{file} can't be read ({e.strerror}); restore it or remove its partner", "missing file"
+        ) from None
     return os.path.relpath(file, folder), stat.st_size, stat.st_mtime_ns
 
 
 def fingerprint(facts: Iterable[Sequence[str | int]]) -> str:
-    """sha256 over rows of names and numbers."""
-    return hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()
+    """sha256 over rows of names and numbers, as one JSON list."""
+    digest = hashlib.sha256(b"[")
+    # Row by row: of a million files the whole list would take a gigabyte.
+    for index, row in enumerate(facts):
+        digest.update(f"{', ' if index else ''}{json.dumps(row)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -28,6 +28,7 @@ from jaxseg.data.labels import classes_hash, void_class
 from jaxseg.data.leaks import describe_leaks
 from jaxseg.data.prepare import Manifest, prepare_split, prepared_folders
 from jaxseg.data.records import Records, open_records
+from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
@@ -168,16 +169,21 @@ class Experiment:
 
     # Data.
 
+    def open_source(self) -> Source:
+        """The reader of the dataset."""
+        section = self.dataset
+        options = dict(section.options)
+        if section.name == "streets":
+            options["height"], options["width"] = section.image_size
+        return open_source(section.name, section.data_dir or None, **options)
+
     def open_data(self, splits: Iterable[str], *, say_leaks: bool = False) -> Data:
         """The splits, prepared now where they are not there yet.
 
         Prints what they share where one of them was prepared now, or where `say_leaks`.
         """
         section = self.dataset
-        options = dict(section.options)
-        if section.name == "streets":
-            options["height"], options["width"] = section.image_size
-        source = open_source(section.name, section.data_dir or None, **options)
+        source = self.open_source()
         root, records = prepared_root(section.prepared_dir), {}
         ready = prepared_folders(source.name, root)
         for split in splits:
@@ -448,7 +454,7 @@ def default_workdir(config: ConfigDict) -> Path:
 def prepared_root(prepared_dir: str) -> Path:
     """Where prepared data lies: the argument, else $JAXSEG_CACHE, else ~/.cache/jaxseg."""
     if prepared_dir:
-        return Path(prepared_dir).expanduser()
+        return expanded(prepared_dir)
     if os.environ.get("JAXSEG_CACHE"):
         return Path(os.environ["JAXSEG_CACHE"])
     return Path.home() / ".cache" / "jaxseg"

@@ -97,12 +97,23 @@ def splat(callee: Callable[..., Any], config: Mapping[str, Any], section: str, *
             hint = f'did you mean "{section}.{near[0]}"?' if near else f"known are {', '.join(names)}"
             raise UsageError(f"config key {section}.{key} is not known; {hint}")
         expected = hints[key]
-        if expected in (int, float, str, bool) and not _is_a(value, expected):
-            raise UsageError(f"config key {section}.{key}={value!r} is not of type {expected.__name__}")
+        if not _fits(value, expected):
+            name = expected.__name__ if isinstance(expected, type) else str(expected).rpartition(".")[2]
+            raise UsageError(f"config key {section}.{key}={value!r} is not of type {name}")
     missing = [n for n in names if n not in values]
     if missing:
         raise UsageError(f"config key {section}.{missing[0]} is missing; configs/scratch.py has every key")
     return callee(**values, **more)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a scalar, or each member of a sequence of scalars, has the type that a signature asks for."""
+    if expected in (int, float, str, bool):
+        return _is_a(value, expected)
+    members = typing.get_args(expected)
+    if typing.get_origin(expected) not in (tuple, Sequence) or members[0] not in (int, float, str, bool):
+        return True
+    return isinstance(value, tuple | list) and all(_is_a(member, members[0]) for member in value)
 
 
 def _is_a(value: Any, expected: type) -> bool:
