@@ -85,7 +85,7 @@ def test_a_planted_upward_import_is_found():
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_configs_and_devices_are_named_in_their_places_only(path):
     source = path.read_text()
-    if _noun(path) not in ("experiment", "main", "score", "train"):
+    if _noun(path) not in ("experiment", "main", "replay", "score", "train"):
         assert "ml_collections" not in source
     if _noun(path) not in ("parallel", "summary", "doctor"):
         assert "jax.devices" not in source
