@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 
 from jaxseg.errors import UserError
-from jaxseg.optim import parameter_path
+from jaxseg.optim import matches, parameter_path
 from jaxseg.types import PyTree, TrainState
 
 DIRECTORY = "checkpoints"
@@ -260,7 +259,7 @@ def transfer(
 
     def choose(path: tuple, fresh: jax.Array) -> Any:
         name = parameter_path(path)
-        if any(re.search(pattern, name) for pattern in exclude):
+        if any(matches(pattern, name, key="init.exclude") for pattern in exclude):
             excluded.append(name)
             return fresh
         if name not in theirs:

@@ -175,9 +175,10 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
     while position < len(arguments):
         argument = arguments[position]
         if argument.startswith("--config."):
-            if "=" not in argument and position + 1 < len(arguments):
+            following = arguments[position + 1 : position + 2]
+            if "=" not in argument and following and not following[0].startswith("--"):
                 position += 1
-                argument = f"{argument}={arguments[position]}"
+                argument = f"{argument}={following[0]}"
             overrides[argument.split("=", 1)[0]] = argument
         else:
             rest.append(argument)

@@ -115,16 +115,16 @@ def rate_factors(params: PyTree, freeze: Sequence[str], multipliers: Mapping[str
     """A factor of the learning rate for each parameter; 0 is frozen. Every pattern has to match something."""
     paths = jax.tree_util.tree_map_with_path(lambda path, _: parameter_path(path), params)
     names = jax.tree.leaves(paths)
-    for key, pattern in [("freeze", p) for p in freeze] + [("multipliers", p) for p in multipliers]:
-        if not any(_search(pattern, name) for name in names):
-            raise UsageError(
-                f"optim.{key} pattern {pattern!r} matches no parameter; paths look like {names[0]!r}"
-            )
+    patterns = [("optim.freeze", p) for p in freeze] + [("optim.multipliers", p) for p in multipliers]
+    for key, pattern in patterns:
+        if not any(matches(pattern, name, key=key) for name in names):
+            raise UsageError(f"{key} pattern {pattern!r} matches no parameter; paths look like {names[0]!r}")
 
     def factor(name: str) -> float:
-        if any(_search(pattern, name) for pattern in freeze):
+        if any(matches(pattern, name, key="optim.freeze") for pattern in freeze):
             return 0.0
-        return next((float(f) for pattern, f in multipliers.items() if _search(pattern, name)), 1.0)
+        found = (float(f) for p, f in multipliers.items() if matches(p, name, key="optim.multipliers"))
+        return next(found, 1.0)
 
     factors = jax.tree.map(factor, paths)
     if all(f == 0.0 for f in jax.tree.leaves(factors)):
@@ -137,11 +137,15 @@ def parameter_path(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-def _search(pattern: str, name: str) -> bool:
+def matches(pattern: str, path: str, *, key: str) -> bool:
+    """Whether a regular expression is found in a parameter path.
+
+    Raises UsageError that names `key`, the config's name for the pattern, where it is no such expression.
+    """
     try:
-        return re.search(pattern, name) is not None
+        return re.search(pattern, path) is not None
     except re.error as e:
-        raise UsageError(f"{pattern!r} is not a regular expression ({e})") from None
+        raise UsageError(f"{key}: {pattern!r} is not a regular expression ({e}); mend it") from None
 
 
 def _kernels_only(params: PyTree) -> PyTree:

@@ -150,8 +150,7 @@ class Experiment:
             raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
         if self.dataset.void not in ("ignore", "background"):
             raise UsageError(f"dataset.void={self.dataset.void!r} is not known; choose ignore or background")
-        if len(self.dataset.image_size) != 2:
-            raise UsageError(f"dataset.image_size={self.dataset.image_size} is not (height, width)")
+        self._model(num_classes=1)
         models.check_image_size(self.dataset.image_size, self.config.model.depth)
         if train.batch_size % train.accumulate:
             raise UsageError(
@@ -233,13 +232,7 @@ class Experiment:
     def build(self, classes: ClassTable, pixels: Sequence[int], *, train_images: int) -> Run:
         """Model, loss, optimizer and steps for these classes; `pixels` of each in the train split."""
         total, every = self.steps(train_images)
-        model = splat(
-            models.build_unet,
-            self._values,
-            "model",
-            num_classes=len(classes.names),
-            axis_name=self.parallel.axis_name,
-        )
+        model = self._model(num_classes=len(classes.names))
         loss = splat(losses.build_loss, self._values, "loss", pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
@@ -254,10 +247,17 @@ class Experiment:
         tx = splat(optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"])
         return Run(self, classes, model, loss, tx, total_steps=total, eval_every=every)
 
+    def _model(self, *, num_classes: int) -> models.UNet:
+        axis_name = self.parallel.axis_name
+        return splat(models.build_unet, self._values, "model", num_classes=num_classes, axis_name=axis_name)
+
     def steps(self, train_images: int) -> tuple[int, int]:
         """(steps in all, steps between evaluations)."""
         per_epoch = train_images / self.train.batch_size
         total = self.train.steps or math.ceil(self.train.epochs * per_epoch)
+        if total > np.iinfo(np.int32).max:
+            length = f"steps={total}" if self.train.steps else f"epochs={self.train.epochs}"
+            raise UsageError(f"train.{length} is longer than steps can be counted; use less")
         every = self.evaluate.every_steps or math.ceil(self.evaluate.every_epochs * per_epoch)
         return total, min(total, max(1, every))
 
@@ -441,6 +441,8 @@ def init_from_parent(
     classes: ClassTable,
 ) -> tuple[dict[str, PyTree], checkpoints.TransferReport]:
     """The parent's arrays for a fine-tune; other classes need the head in `exclude`."""
-    if not exclude:
+    head = jax.tree_util.tree_leaves_with_path({"params": {"head": variables["params"]["head"]}})
+    paths = [optim.parameter_path(path) for path, _ in head]
+    if not all(any(optim.matches(p, path, key="init.exclude") for p in exclude) for path in paths):
         check_classes(parent.meta, classes, where)
     return checkpoints.transfer(variables, parent, exclude)
