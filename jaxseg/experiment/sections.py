@@ -121,9 +121,8 @@ def _checked(value: Any, expected: Any, key: str) -> Any:
     if not _is_a(value, expected):
         name = expected.__name__ if isinstance(expected, type) else str(expected).rpartition("abc.")[2]
         raise UsageError(f"config key {key}={value!r} is not of type {name}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not _is_finite(number):
-            raise UsageError(f"config key {key}={value!r} is not finite; use a number")
+    if not _is_finite(value):
+        raise UsageError(f"config key {key}={value!r} is not finite; use a number")
     return value
 
 
@@ -146,8 +145,10 @@ def _is_a(value: Any, expected: Any) -> bool:
             return isinstance(value, kind)
 
 
-def _is_finite(number: float) -> bool:
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
     try:
-        return math.isfinite(number)
+        return not isinstance(value, int | float) or math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
         return False
