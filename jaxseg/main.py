@@ -95,7 +95,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     config.dataset.data_dir = args.data_dir
     from jaxseg.experiment import Experiment
 
-    data = Experiment(_with_overrides(config, overrides)).open_data(args.splits.split(","))
+    data = Experiment(_with_overrides(config, overrides)).open_data(args.splits.split(","), show_totals=True)
     for split, records in data.records.items():
         print(f"{split}: {len(records)} images in {records.directory}")
     return 0

@@ -33,7 +33,7 @@ def read_learned(workdir: Path, which: str = "best") -> Pretrained:
 def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> None:
     """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval."""
     learned = read_learned(workdir, which)
-    experiment = Experiment(config)
+    experiment = Experiment(config, trains=False)
     # The class weights of the loss come from the train split, also where another is scored.
     data = experiment.open_data(dict.fromkeys(("train", split)))
     check_classes(learned.meta, data.classes, workdir)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.main import main
-from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_folder
+from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_cityscapes, write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,6 +119,39 @@ def test_an_empty_data_dir(place, capsys):
 def test_a_batch_larger_than_the_data(place, capsys):
     ends(capsys, arguments(place, "a", "--config.train.batch_size=8"), 1, "train.batch_size=8", "6 images")
     assert not (place / "a").exists(), "nothing half-written"
+
+
+def prepare(place, *more):
+    argv = ["prepare", f"--config={ROOT}/configs/scratch.py", "--dataset=folder", *more]
+    return [*argv, f"--config.dataset.prepared_dir={place / 'cache'}", "--config.dataset.image_size=(16,16)"]
+
+
+def test_prepare_has_nothing_to_do_with_how_the_data_is_trained_on(place, capsys):
+    write_folder(place / "three", classes=renamed(("a", "b")))
+    more = (f"--data_dir={place / 'three'}", "--config.augment.occlusion.regions.probability=0.5")
+    with pytest.raises(SystemExit) as end:
+        main(prepare(place, *more))
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    assert "train: 3 images in" in printed.out and "val: 2 images in" in printed.out
+    argv = arguments(place, "three_run", more[1], source="folder", data="three")
+    ends(capsys, argv, 1, "train.batch_size=4", "3 images")
+    argv = [*argv, "--config.train.batch_size=2"]
+    ends(capsys, argv, 2, "augment.occlusion.regions.probability=0.5", "dataset.region_class='person'")
+
+
+def test_prepare_says_the_published_totals_each_time(place, capsys):
+    write_cityscapes(place / "city")
+    argv = prepare(place, "--dataset=cityscapes", f"--data_dir={place / 'city'}", "--splits=train,val,test")
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].count("pixels at source size") == 2, "train, and val + test together"
+    assert "cityscapes val + test, pixels" in said[0]
 
 
 def test_a_size_that_cannot_be_halved(place, capsys):

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step, summary
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
-from jaxseg.data.prepare import Manifest, prepare_split
-from jaxseg.data.records import Records, open_records
+from jaxseg.data.prepare import find_prepared, prepare_split, print_totals
+from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
 from jaxseg.experiment.sections import splat
@@ -97,9 +97,13 @@ class Data:
 class Experiment:
     """What a config describes, built. Reads no data until `open_data`."""
 
-    def __init__(self, config: ConfigDict) -> None:
-        """Checks every section. Raises UsageError that names the key."""
+    def __init__(self, config: ConfigDict, *, trains: bool = True) -> None:
+        """Checks every section. Raises UsageError that names the key.
+
+        trains: False where the run is only scored, so that its training batch does not matter.
+        """
         self.config = config
+        self._trains = trains
         self._values: dict[str, Any] = with_tuples(plain(config))
         self.recipe: str = config.recipe
         self.dataset = splat(sections.DatasetSection, self._values, "dataset")
@@ -110,9 +114,12 @@ class Experiment:
         self.log = splat(sections.LogSection, self._values, "log")
         place = splat(sections.ParallelSection, self._values, "parallel")
         self.reading = pipeline.Reading(place.workers, place.threads, place.buffer)
-        self.parallel = parallel.build_parallel(mode=place.mode)
         self.augmentation = splat(augment.build_augmentation, self._values, "augment")
         self._check()
+        batch_sizes = [self.train.batch_size // self.train.accumulate] if trains else []
+        self.parallel = parallel.build_parallel(
+            mode=place.mode, batch_sizes=[*batch_sizes, self.evaluate.batch_size]
+        )
 
     def _check(self) -> None:
         train, evaluate = self.train, self.evaluate
@@ -157,45 +164,29 @@ class Experiment:
                 f"train.batch_size={train.batch_size} can't be cut into train.accumulate={train.accumulate} "
                 "equal parts; use a divisor"
             )
-        self.parallel.check_batch(
-            train.batch_size // train.accumulate, key="train.batch_size / train.accumulate"
-        )
-        self.parallel.check_batch(evaluate.batch_size, key="evaluate.batch_size")
 
     # Data.
 
-    def open_data(self, splits: Iterable[str]) -> Data:
-        """The splits, prepared now where they are not there yet."""
+    def open_data(self, splits: Iterable[str], *, show_totals: bool = False) -> Data:
+        """The splits, prepared now where they are not there yet.
+
+        Published totals of the source are printed beside its own where any was, or with `show_totals`.
+        """
         section = self.dataset
         options = dict(section.options)
         if section.name == "streets":
             options["height"], options["width"] = section.image_size
         source = open_source(section.name, section.data_dir or None, **options)
+        size, root = section.image_size, prepared_root(section.prepared_dir)
+        region_class = section.region_class or None
         records = {}
         for split in splits:
-            directory = prepare_split(
-                source,
-                split,
-                section.image_size,
-                prepared_root(section.prepared_dir),
-                region_class=section.region_class or None,
-            )
+            show_totals |= find_prepared(source, split, size, root, region_class=region_class) is None
+            directory = prepare_split(source, split, size, root, region_class=region_class)
             records[split] = open_records(directory)
-        data = Data(records, void_class(section.void, source.classes))
-        if "train" in records and len(records["train"]) < self.train.batch_size:
-            raise UserError(
-                f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images "
-                f"of {section.name}'s train split; "
-                f"use --config.train.batch_size={len(records['train'])} or less"
-            )
-        regions = self.augmentation.regions.probability
-        if regions and section.region_class not in source.classes.names:
-            raise UsageError(
-                f"augment.occlusion.regions.probability={regions} covers dataset.region_class="
-                f"{section.region_class!r}, which is none of {', '.join(source.classes.names)}; "
-                "name one, or use probability=0"
-            )
-        return data
+        if show_totals:
+            print_totals(source, tuple(records), size, root, region_class=region_class)
+        return Data(records, void_class(section.void, source.classes))
 
     def train_stream(self, data: Data, start_step: int) -> Iterator[Batch]:
         """Augmented batches on the devices, from `start_step` on, without end."""
@@ -231,8 +222,10 @@ class Experiment:
 
     def build(self, classes: ClassTable, pixels: Sequence[int], *, train_images: int) -> Run:
         """Model, loss, optimizer and steps for these classes; `pixels` of each in the train split."""
+        if self._trains:
+            self._check_training(classes, train_images)
         total, every = self.steps(train_images)
-        model = self._model(num_classes=len(classes.names))
+        model = self._model(num_classes=len(classes.names), axis_name=self.parallel.axis_name)
         loss = splat(losses.build_loss, self._values, "loss", pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
@@ -247,9 +240,22 @@ class Experiment:
         tx = splat(optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"])
         return Run(self, classes, model, loss, tx, total_steps=total, eval_every=every)
 
-    def _model(self, *, num_classes: int) -> models.UNet:
-        axis_name = self.parallel.axis_name
+    def _model(self, *, num_classes: int, axis_name: str | None = None) -> models.UNet:
         return splat(models.build_unet, self._values, "model", num_classes=num_classes, axis_name=axis_name)
+
+    def _check_training(self, classes: ClassTable, train_images: int) -> None:
+        if train_images < self.train.batch_size:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size} is more than the {train_images} images of "
+                f"{self.dataset.name}'s train split; use --config.train.batch_size={train_images} or less"
+            )
+        regions = self.augmentation.regions.probability
+        if regions and self.dataset.region_class not in classes.names:
+            raise UsageError(
+                f"augment.occlusion.regions.probability={regions} covers dataset.region_class="
+                f"{self.dataset.region_class!r}, which is none of {', '.join(classes.names)}; "
+                "name one, or use probability=0"
+            )
 
     def steps(self, train_images: int) -> tuple[int, int]:
         """(steps in all, steps between evaluations)."""
