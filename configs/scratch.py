@@ -81,7 +81,7 @@ def get_config(dataset: str = "streets") -> ConfigDict:
             "momentum": 0.9,
             "clip_norm": 0.0,
             "freeze": (),
-            "multipliers": {},
+            "multipliers": (),  # pairs such as (("^down", 0.1),): factors of the rate by parameter path
         }
     )
     # recipe: the file beside this one whose best parameters a fine-tune starts from ("" for none);

@@ -10,8 +10,7 @@ To add an operation, write a pure function on one example, give it a stream, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +57,14 @@ class Regions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Occlusion:
+    """What a config's `augment.occlusion` holds."""
+
+    boxes: Boxes = Boxes()
+    regions: Regions = Regions()
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
     """What is done to a training image; the defaults do nothing."""
 
@@ -76,10 +83,10 @@ def build_augmentation(
     flip: float,
     scale_crop: tuple[float, float],
     colour: float,
-    occlusion: Mapping[str, Mapping[str, Any]],
+    occlusion: Occlusion,
 ) -> Augmentation:
     """An Augmentation from a config's `augment` section. Raises UsageError that names the key."""
-    boxes, regions = Boxes(**occlusion["boxes"]), Regions(**occlusion["regions"])
+    boxes, regions = occlusion.boxes, occlusion.regions
     shares = {
         "flip": flip,
         "colour": colour,
@@ -103,9 +110,9 @@ def build_augmentation(
                 f"augment.occlusion.{name}.count={section.count} covers nothing; "
                 "use at least 1, or probability=0 to switch it off"
             )
-    if len(scale_crop) != 2 or not 0.1 <= scale_crop[0] <= scale_crop[1] <= 10.0:
+    if not 0.1 <= scale_crop[0] <= scale_crop[1] <= 10.0:
         raise UsageError(
-            f"augment.scale_crop={tuple(scale_crop)} is no range of zooms; "
+            f"augment.scale_crop={scale_crop} is no range of zooms; "
             "use e.g. (0.75, 1.5), or (1.0, 1.0) for none"
         )
     return Augmentation(flip, (float(scale_crop[0]), float(scale_crop[1])), colour, boxes, regions)

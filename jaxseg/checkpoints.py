@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import jax
 import numpy as np
 
 from jaxseg.errors import UserError
-from jaxseg.optim import parameter_path
+from jaxseg.optim import matches, parameter_path
 from jaxseg.types import PyTree, TrainState
 
 DIRECTORY = "checkpoints"
@@ -276,7 +275,7 @@ def transfer(
 
     def choose(path: tuple, fresh: jax.Array) -> Any:
         name = parameter_path(path)
-        if any(re.search(pattern, name) for pattern in exclude):
+        if any(matches(pattern, name, key="init.exclude") for pattern in exclude):
             excluded.append(name)
             return fresh
         if name not in theirs:
@@ -293,7 +292,7 @@ def transfer(
 
     merged = jax.tree_util.tree_map_with_path(choose, dict(variables))
     for pattern in exclude:
-        if not any(re.search(pattern, name) for name in excluded):
+        if not any(matches(pattern, name, key="init.exclude") for name in excluded):
             raise UserError(f"init.exclude has {pattern!r}, which finds no path; one is {taken[0]}")
     return merged, TransferReport(tuple(taken), tuple(excluded))
 

@@ -108,7 +108,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     experiment = Experiment(_with_overrides(config, overrides))
     if args.report:
         return _report(experiment.open_source(), args.splits.split(","))
-    data = experiment.open_data(args.splits.split(","), say_leaks=True)
+    data = experiment.open_data(args.splits.split(","), describe=True)
     for split, records in data.records.items():
         print(f"{split}: {len(records)} images in {records.directory}")
     return 0
@@ -198,9 +198,10 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
     while position < len(arguments):
         argument = arguments[position]
         if argument.startswith("--config."):
-            if "=" not in argument and position + 1 < len(arguments):
+            following = arguments[position + 1 : position + 2]
+            if "=" not in argument and following and not following[0].startswith("--"):
                 position += 1
-                argument = f"{argument}={arguments[position]}"
+                argument = f"{argument}={following[0]}"
             overrides[argument.split("=", 1)[0]] = argument
         else:
             rest.append(argument)

@@ -160,9 +160,10 @@ def build_unet(
     axis_name: str | None = None,
 ) -> UNet:
     """The UNet of a config's `model` section. Raises UsageError for values that no UNet has."""
-    for key, value, least in (("width", width, 1), ("depth", depth, 1)):
-        if value < least:
-            raise UsageError(f"model.{key}={value} is too small; use at least {least}")
+    if width < 1:
+        raise UsageError(f"model.width={width} is too small; use at least 1")
+    if not 1 <= depth <= MOST_DEPTH:
+        raise UsageError(f"model.depth={depth} is no depth of a UNet; use 1 to {MOST_DEPTH}")
     if norm not in NORMS:
         raise UsageError(f"model.norm={norm!r} is not known; choose one of {', '.join(NORMS)}")
     if dtype not in DTYPES:

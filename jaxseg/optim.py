@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import optax
@@ -30,15 +30,15 @@ def build_optimizer(
     momentum: float,
     clip_norm: float,
     freeze: Sequence[str],
-    multipliers: Mapping[str, float],
+    multipliers: Sequence[tuple[str, float]],
 ) -> optax.GradientTransformation:
     """The optax chain of a config's `optim` section.
 
     Clipping by global norm (0: off), then Adam (L2 in the gradient if weight_decay > 0), AdamW
     (decoupled, kernels only) or SGD with momentum, then the rate's multiplier. `freeze` holds regular
-    expressions that are searched in parameter paths such as `down0/conv1/kernel`; `multipliers` maps such
-    expressions to factors of the learning rate, the first match counts. `params` may be shapes only.
-    Raises UsageError that names the key.
+    expressions that are searched in parameter paths such as `down0/conv1/kernel`; `multipliers` holds pairs
+    of such an expression and a factor of the learning rate, the first match counts. `params` may be
+    shapes only. Raises UsageError that names the key.
     """
     rate = build_schedule(
         total_steps=total_steps,
@@ -112,20 +112,26 @@ def build_schedule(
     )
 
 
-def rate_factors(params: PyTree, freeze: Sequence[str], multipliers: Mapping[str, float]) -> PyTree:
+def rate_factors(params: PyTree, freeze: Sequence[str], multipliers: Sequence[tuple[str, float]]) -> PyTree:
     """A factor of the learning rate for each parameter; 0 is frozen. Every pattern has to match something."""
     paths = jax.tree_util.tree_map_with_path(lambda path, _: parameter_path(path), params)
     names = jax.tree.leaves(paths)
-    for key, pattern in [("freeze", p) for p in freeze] + [("multipliers", p) for p in multipliers]:
-        if not any(_search(pattern, name) for name in names):
+    patterns = [("optim.freeze", p) for p in freeze] + [("optim.multipliers", p) for p, _ in multipliers]
+    for key, pattern in patterns:
+        if not any(matches(pattern, name, key=key) for name in names):
+            raise UsageError(f"{key} pattern {pattern!r} matches no parameter; paths look like {names[0]!r}")
+
+    for pattern, value in multipliers:
+        if value < 0:
             raise UsageError(
-                f"optim.{key} pattern {pattern!r} matches no parameter; paths look like {names[0]!r}"
+                f"optim.multipliers: the factor {value} of {pattern!r} would climb the loss; use 0 or more"
             )
 
     def factor(name: str) -> float:
-        if any(_search(pattern, name) for pattern in freeze):
+        if any(matches(pattern, name, key="optim.freeze") for pattern in freeze):
             return 0.0
-        return next((float(f) for pattern, f in multipliers.items() if _search(pattern, name)), 1.0)
+        found = (float(f) for p, f in multipliers if matches(p, name, key="optim.multipliers"))
+        return next(found, 1.0)
 
     factors = jax.tree.map(factor, paths)
     if all(f == 0.0 for f in jax.tree.leaves(factors)):
@@ -138,14 +144,18 @@ def parameter_path(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-def _search(pattern: str, name: str) -> bool:
+def matches(pattern: str, path: str, *, key: str) -> bool:
+    """Whether a regular expression is found in a parameter path.
+
+    Raises UsageError that names `key`, the config's name for the pattern, where it is no such expression.
+    """
     try:
         with warnings.catch_warnings():
             # "Possible nested set": Python may read it as something else one day.
             warnings.simplefilter("error", FutureWarning)
-            return re.search(pattern, name) is not None
+            return re.search(pattern, path) is not None
     except (re.error, FutureWarning, OverflowError, RecursionError) as e:
-        raise UsageError(f"{pattern!r} is not a regular expression ({e})") from None
+        raise UsageError(f"{key}: {pattern!r} is not a regular expression ({e}); mend it") from None
 
 
 def _kernels_only(params: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ its first axis; `pmap` is the classic form of the same. One pure body serves all
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +23,22 @@ MODES = ("sharded", "jit", "pmap")
 DATA_AXIS = "data"
 
 
-def build_parallel(*, mode: str) -> Parallel:
-    """A mode over this machine's devices. Raises UsageError for a mode that is not known."""
+def build_parallel(*, mode: str, batch_sizes: Sequence[int]) -> Parallel:
+    """A mode over as many of this machine's devices as divide all of `batch_sizes`.
+
+    Raises UsageError for a mode that is not known.
+    """
     if mode not in MODES:
         raise UsageError(f"parallel.mode={mode!r} is not known; choose one of {', '.join(MODES)}")
     devices = jax.local_devices()
-    return Parallel(mode, tuple(devices[:1] if mode == "jit" else devices))
+    if mode == "jit":
+        return Parallel(mode, tuple(devices[:1]))
+    count = next(n for n in range(len(devices), 0, -1) if not any(size % n for size in batch_sizes))
+    if count == len(devices):
+        return Parallel(mode, tuple(devices))
+    sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
+    why = f", {count} of {len(devices)} devices: as many as divide batches of {sizes}"
+    return Parallel(mode, tuple(devices[:count]), why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +47,18 @@ class Parallel:
 
     mode: str
     devices: tuple[Any, ...]
+    idle: str = ""
+    """For people: why the other devices have nothing to do."""
 
     @property
     def axis_name(self) -> str | None:
         """What the step and batch normalisation reduce over by name; None where XLA does it by itself."""
         return DATA_AXIS if self.mode == "pmap" else None
 
-    def check_batch(self, batch_size: int, *, key: str) -> None:
-        """Raises UsageError unless the devices can share a batch evenly."""
-        if batch_size % len(self.devices):
-            raise UsageError(
-                f"{key}={batch_size} can't be divided among {len(self.devices)} devices; "
-                f"use a multiple of {len(self.devices)}, or --config.parallel.mode=jit for one device"
-            )
-
     def describe(self) -> str:
         """For people: mode, number and kind of devices."""
         kind = self.devices[0].device_kind
-        return f"{len(self.devices)} x {kind} ({self.mode})"
+        return f"{len(self.devices)} x {kind} ({self.mode}{self.idle})"
 
     def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
         """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.

@@ -38,7 +38,7 @@ def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> N
         raise UsageError(
             f"{workdir} holds a model of {learned.meta['config']['model']}; leave --config.model.* away"
         )
-    experiment = Experiment(config)
+    experiment = Experiment(config, trains=False)
     # The class weights of the loss come from the train split, also where another is scored.
     data = experiment.open_data(dict.fromkeys(("train", split)))
     check_classes(learned.meta, data.classes, workdir)

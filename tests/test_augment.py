@@ -1,11 +1,13 @@
 """Augmentation: what moves together, what covers what, and that only the key decides."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.augment import Augmentation, Boxes, Regions, build_augmentation, make_augment
+from jaxseg.augment import Augmentation, Boxes, Occlusion, Regions, build_augmentation, make_augment
 from jaxseg.errors import UsageError
 from jaxseg.types import IGNORE_LABEL
 
@@ -14,10 +16,7 @@ OFF = {
     "flip": 0.0,
     "scale_crop": (1.0, 1.0),
     "colour": 0.0,
-    "occlusion": {
-        "boxes": {"probability": 0.0, "count": 2, "min_share": 0.1, "max_share": 0.3},
-        "regions": {"probability": 0.0, "count": 2, "min_share": 0.3, "max_share": 0.7, "grey": 0.7},
-    },
+    "occlusion": Occlusion(Boxes(0.0, 2, 0.1, 0.3), Regions(0.0, 2, 0.3, 0.7, 0.7)),
 }
 
 
@@ -178,7 +177,6 @@ def test_a_config_section_builds():
         ({"flip": 1.5}, "augment.flip=1.5"),
         ({"colour": -0.1}, "augment.colour=-0.1"),
         ({"scale_crop": (1.5, 0.5)}, "augment.scale_crop"),
-        ({"scale_crop": (1.5,)}, "augment.scale_crop"),
     ],
 )
 def test_wrong_values_are_named(change, says):
@@ -195,6 +193,7 @@ def test_wrong_values_are_named(change, says):
     ],
 )
 def test_wrong_occlusion_values_are_named(part, change, says):
-    occlusion = {**OFF["occlusion"], part: {**OFF["occlusion"][part], **change}}
+    section = dataclasses.replace(getattr(OFF["occlusion"], part), **change)
+    occlusion = dataclasses.replace(OFF["occlusion"], **{part: section})
     with pytest.raises(UsageError, match=says):
         build_augmentation(**{**OFF, "occlusion": occlusion})

@@ -8,6 +8,7 @@ import pytest
 
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.main import _with_overrides
 from jaxseg.types import Batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -52,9 +53,54 @@ def test_every_recipe_lowers_at_its_full_size(recipe, dataset):
         assert run.experiment.dataset.image_size == (256, 256)
 
 
+def test_multipliers_of_paths_with_dots_are_given_as_pairs():
+    config = _with_overrides(
+        load_recipe(CONFIGS / "scratch.py", "streets"),
+        [
+            "--config.optim.multipliers=(('^down.*', 0.1), ('head', 2))",
+            "--config.model.width=4",
+            "--config.model.depth=1",
+        ],
+    )
+    run = Experiment(config).build(STREET_CLASSES, PIXELS, train_images=100)
+    state = jax.eval_shape(run.first_state)
+    ones = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), (state.params, state.opt_state))
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.optim.multipliers = ()
+    plain = Experiment(changed).build(STREET_CLASSES, PIXELS, train_images=100)
+    (moved, _), (whole, _) = (r.tx.update(ones[0], r.tx.init(ones[0]), ones[0]) for r in (run, plain))
+    for block, factor in (("down0", 0.1), ("head", 2.0), ("up0", 1.0)):
+        for a, b in zip(jax.tree.leaves(moved[block]), jax.tree.leaves(whole[block]), strict=True):
+            assert np.allclose(a, factor * b)
+
+
+@pytest.mark.parametrize("mode", ["sharded", "pmap"])
+def test_as_many_devices_share_a_batch_as_divide_it(mode):
+    """The README's first command on a machine with eight devices: batch 4, evaluation 20 at a time."""
+    config = load_recipe(CONFIGS / "finetune_dice.py", "streets")
+    with config.unlocked():
+        config.parallel.mode = mode
+    assert len(jax.devices()) == 8
+    place = Experiment(config).parallel
+    assert len(place.devices) == 4
+    assert "4 of 8" in place.describe() and "4 and 20" in place.describe()
+    # Scoring has nothing to do with the batch of training.
+    assert len(Experiment(config, trains=False).parallel.devices) == 5
+    with config.unlocked():
+        config.train.accumulate, config.evaluate.batch_size = 2, 8
+    assert len(Experiment(config).parallel.devices) == 2
+    with config.unlocked():
+        config.train.accumulate, config.train.batch_size = 1, 16
+    assert len(Experiment(config).parallel.devices) == 8
+    assert " of " not in Experiment(config).parallel.describe()
+
+
+@pytest.mark.parametrize("mode", ["jit", "sharded"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_steps(recipe):
-    run = built(recipe, "streets", model__width=4, model__depth=1, dataset__image_size=(16, 16))
+def test_every_recipe_steps(recipe, mode):
+    tiny = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}
+    run = built(recipe, "streets", **tiny, parallel__mode=mode)
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes(run))
     label = rng.integers(0, 7, batch.label.shape).astype(np.int32)

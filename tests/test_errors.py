@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.main import main
-from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_folder
+from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_cityscapes, write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,10 +85,20 @@ def test_a_recipe_of_the_users_own_with_a_mistyped_or_missing_key(place, capsys,
         ('"clip_norm": 0.0', '"clip_nrom": 0.0', 'did you mean "optim.clip_norm"?'),
         ('"patience": 0', '"patience": "no"', "evaluate.patience='no' is not of type int"),
         (', "dropout": 0.0', "", "model.dropout is missing"),
+        ('"exclude": ()', '"exclude": "head"', "init.exclude='head' is not of type"),
+        ('"freeze": ()', '"freeze": (1,)', "optim.freeze=(1,) is not of type"),
+        ('"min_share": 0.1', '"min_shar": 0.1', 'did you mean "augment.occlusion.boxes.min_share"?'),
+        ('"max_share": 0.7', '"max_share": "x"', "augment.occlusion.regions.max_share='x' is not of type"),
+        ('"regions": {', '"region": {', 'did you mean "augment.occlusion.regions"?'),
+        (
+            '"count": 2, "min_share": 0.3',
+            '"count": 2.5, "min_share": 0.3',
+            "regions.count=2.5 is not of type",
+        ),
     ):
         assert old in text
         (tmp_path / "mine.py").write_text(text.replace(old, new))
-        argv = arguments(place, "a")
+        argv = arguments(place, tmp_path / "run")
         argv[0] = f"--config={tmp_path}/mine.py:camvid"
         ends(capsys, argv, 2, says)
 
@@ -111,9 +121,68 @@ def test_a_batch_larger_than_the_data(place, capsys):
     assert not (place / "a").exists(), "nothing half-written"
 
 
+def prepare(place, *more):
+    argv = ["prepare", f"--config={ROOT}/configs/scratch.py", "--dataset=folder", *more]
+    return [*argv, f"--config.dataset.prepared_dir={place / 'cache'}", "--config.dataset.image_size=(16,16)"]
+
+
+def test_prepare_has_nothing_to_do_with_how_the_data_is_trained_on(place, capsys):
+    write_folder(place / "three", classes=renamed(("a", "b")))
+    more = (f"--data_dir={place / 'three'}", "--config.augment.occlusion.regions.probability=0.5")
+    with pytest.raises(SystemExit) as end:
+        main(prepare(place, *more))
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    assert "train: 3 images in" in printed.out and "val: 2 images in" in printed.out
+    argv = arguments(place, "three_run", more[1], source="folder", data="three")
+    ends(capsys, argv, 1, "train.batch_size=4", "3 images")
+    argv = [*argv, "--config.train.batch_size=2"]
+    ends(capsys, argv, 2, "augment.occlusion.regions.probability=0.5", "dataset.region_class='person'")
+
+
+def test_prepare_says_the_published_totals_each_time(place, capsys):
+    write_cityscapes(place / "city")
+    argv = prepare(place, "--dataset=cityscapes", f"--data_dir={place / 'city'}", "--splits=train,val,test")
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].count("pixels at source size") == 2, "train, and val + test together"
+    assert "cityscapes val + test, pixels" in said[0]
+
+
 def test_a_size_that_cannot_be_halved(place, capsys):
     argv = arguments(place, "a", "--config.dataset.image_size=(18,16)", "--config.model.depth=2")
     ends(capsys, argv, 2, "dataset.image_size=(18, 16)", "multiples of 4")
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("model.depth=-1", "model.depth=-1"),
+        ("model.depth=1000000", "model.depth=1000000"),
+        ("evaluate.every_epochs=inf", "evaluate.every_epochs=inf is not finite"),
+        ("train.epochs=nan", "train.epochs=nan is not finite"),
+        ("train.epochs=1e300", "train.epochs=1e+300"),
+        ("train.steps=3000000000", "train.steps=3000000000"),
+        ("dataset.image_size=('a','b')", "dataset.image_size"),
+        ("dataset.image_size=(16,)", "dataset.image_size"),
+        ("augment.scale_crop=('a',2.0)", "augment.scale_crop"),
+        ("optim.learning_rate=inf", "optim.learning_rate=inf is not finite"),
+    ],
+)
+def test_a_value_that_no_run_can_have(place, tmp_path, capsys, flag, says):
+    more = ("--config.train.steps=0",) if flag.startswith("train.epochs") else ()
+    ends(capsys, arguments(place, tmp_path / "run", *more, f"--config.{flag}"), 2, says)
+
+
+def test_a_flag_without_its_value_does_not_take_the_next_flag(place, tmp_path, capsys):
+    more = ("--config.train.steps=-1", "--config.log.tensorboard", f"--workdir={tmp_path / 'run'}")
+    ends(capsys, arguments(place, "a", *more), 2, "train.steps=-1")
+    ends(capsys, ["--config.train.seed", *arguments(place, "a")], 2, "train.seed")
 
 
 def test_an_accumulation_that_does_not_divide(place, capsys):
@@ -169,6 +238,25 @@ def test_a_checkpoint_of_other_classes(place, mine, capsys):
     captured = capsys.readouterr()
     assert end.value.code == 0, captured.err
     assert "left at their fresh values: params/head/bias" in captured.out
+
+
+def renamed(classes):
+    """classes.json of the same masks with `classes` for the ids 0 and 1."""
+    entries = [{"name": name, "ids": ids} for name, ids in zip(classes, ([0, 3], [1, 2]), strict=True)]
+    return {"classes": entries, "void": {"ids": [255]}}
+
+
+def test_a_parent_of_other_classes_gives_everything_but_its_head(place, capsys):
+    for folder, classes in (("ab", ("a", "b")), ("ba", ("b", "a"))):
+        write_folder(place / folder, (("train", 6), ("val", 2)), renamed(classes))
+    with pytest.raises(SystemExit) as end:
+        main(arguments(place, "of_ab", source="folder", data="ab"))
+    assert end.value.code == 0, capsys.readouterr().err
+    tune = arguments(place, "of_ba", recipe="finetune_dice", source="folder", data="ba")
+    tune += [f"--config.init.workdir={place / 'of_ab'}", "--config.augment.occlusion.regions.probability=0"]
+    for exclude in ("('mid',)", "('head/bias',)"):
+        ends(capsys, [*tune, f"--config.init.exclude={exclude}"], 1, "was trained for 2 classes (a, b)")
+    ends(capsys, [*tune, "--config.init.exclude=('(',)"], 2, "init.exclude", "not a regular expression")
 
 
 def test_a_loss_that_is_not_finite(place, capsys):

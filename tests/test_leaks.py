@@ -411,7 +411,7 @@ def test_training_says_it_once(planted, tmp_path, monkeypatch, capsys):
     assert "3 of 5 val photos stand in train too" in capsys.readouterr().out
     Experiment(config).open_data(("train", "val"))
     assert capsys.readouterr().out == ""
-    Experiment(config).open_data(("train", "val"), say_leaks=True)
+    Experiment(config).open_data(("train", "val"), describe=True)
     assert "3 of 5 val photos stand in train too" in capsys.readouterr().out
 
 

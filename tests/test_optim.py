@@ -20,7 +20,7 @@ SECTION = {
     "momentum": 0.0,
     "clip_norm": 0.0,
     "freeze": (),
-    "multipliers": {},
+    "multipliers": (),
 }
 PARAMS = {
     "down0": {"kernel": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])},
@@ -66,7 +66,7 @@ def test_clipping_scales_the_global_norm():
 
 
 def test_freezing_and_multipliers_go_by_path():
-    updates = step(freeze=("^down0/",), multipliers={"bias$": 10.0})
+    updates = step(freeze=("^down0/",), multipliers=(("bias$", 10.0),))
     assert np.allclose(updates["down0"]["kernel"], 0) and np.allclose(updates["down0"]["bias"], 0)
     assert np.allclose(updates["head"]["kernel"], -0.1)
     assert np.allclose(updates["head"]["bias"], -1.0)
@@ -100,6 +100,8 @@ def test_schedules_against_their_formulas():
         ({"freeze": ("downn",)}, "'downn' matches no parameter"),
         ({"freeze": ("(",)}, "not a regular expression"),
         ({"freeze": (".",)}, "every parameter"),
+        ({"multipliers": (("head", -1.0),)}, "optim.multipliers: the factor -1.0 of 'head'"),
+        ({"multipliers": (("haed", 1.0),)}, "'haed' matches no parameter"),
     ],
 )
 def test_wrong_values_are_named(change, says):
@@ -108,7 +110,7 @@ def test_wrong_values_are_named(change, says):
 
 
 def test_first_matching_multiplier_counts():
-    factors = rate_factors(PARAMS, (), {"head/bias": 3.0, "bias": 2.0})
+    factors = rate_factors(PARAMS, (), (("head/bias", 3.0), ("bias", 2.0)))
     assert (
         factors["head"]["bias"] == 3.0
         and factors["down0"]["bias"] == 2.0

@@ -21,13 +21,11 @@ import numpy as np
 from jaxseg.data.examples import Example, make_example
 from jaxseg.data.labels import classes_hash
 from jaxseg.data.records import MANIFEST, Manifest
-from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, Source, check_names
+from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, PublishedTotals, Source, check_names
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError
 from jaxseg.locks import locked
 from jaxseg.types import IGNORE_LABEL
-
-__all__ = ["Manifest", "find_prepared", "prepare_split", "prepared_folders"]
 
 _VERSION = 2
 """Part of the fingerprint: raised when the same source would give other records or another manifest."""
@@ -55,7 +53,6 @@ def prepare_split(
     with _locked(plan.directory):
         if not _is_ready(plan.directory):
             _build(plan, workers, show_progress)
-    _compare_totals(plan, Path(prepared_dir))
     return plan.directory
 
 
@@ -208,28 +205,43 @@ def _examples(
     return in_order(make_example, calls, len(plan.items), title, workers, show_progress)
 
 
-def _compare_totals(plan: _Plan, prepared_dir: Path) -> None:
-    """Prints the pixels of each class at source size, void as background, beside published ones."""
-    if not isinstance(plan.source, HasPublishedTotals):
+def print_totals(
+    source: Source,
+    splits: Sequence[str],
+    image_size: tuple[int, int],
+    prepared_dir: Path,
+    *,
+    region_class: str | None = "person",
+) -> None:
+    """Prints prepared splits' pixels of each class at source size, void as background, beside published ones.
+
+    Once for totals that several of the splits have a part in; nothing for a source without any.
+    """
+    if not isinstance(source, HasPublishedTotals):
         return
-    totals = plan.source.published_totals(plan.split)
-    if totals is None:
-        return
-    ours = np.zeros(len(totals.pixels), np.int64)
-    for split in totals.splits:
-        directory = find_prepared(plan.source, split, plan.size, prepared_dir, region_class=plan.region_class)
-        if directory is None:
+    for totals in dict.fromkeys(source.published_totals(split) for split in splits):
+        if totals is None:
+            continue
+        found = [
+            find_prepared(source, split, image_size, prepared_dir, region_class=region_class)
+            for split in totals.splits
+        ]
+        if None in found:
             print(
-                f"{plan.source.name}: the published totals are of {' + '.join(totals.splits)}; "
-                f"prepare {split} too"
+                f"{source.name}: the published totals are of {' + '.join(totals.splits)}; "
+                f"prepare {totals.splits[found.index(None)]} too"
             )
-            return
-        manifest = Manifest.load(directory)
-        ours += manifest.source_pixels
-        ours[plan.source.classes.names.index("background")] += manifest.source_void_pixels
-    print(f"{plan.source.name} {' + '.join(totals.splits)}, pixels at source size, void as background:")
+            continue
+        _print_totals(source, totals, [Manifest.load(directory) for directory in found if directory])
+
+
+def _print_totals(source: Source, totals: PublishedTotals, manifests: Sequence[Manifest]) -> None:
+    ours = np.sum([manifest.source_pixels for manifest in manifests], axis=0)
+    void = sum(manifest.source_void_pixels for manifest in manifests)
+    ours[source.classes.names.index("background")] += void
+    print(f"{source.name} {' + '.join(totals.splits)}, pixels at source size, void as background:")
     print(f"  {'class':<12}{'here':>16}{totals.origin:>26}")
-    for name, mine, theirs in zip(plan.source.classes.names, ours, totals.pixels, strict=True):
+    for name, mine, theirs in zip(source.classes.names, ours, totals.pixels, strict=True):
         print(f"  {name:<12}{mine:>16,}{theirs:>26,}{'' if mine == theirs else '  differs'}")
     agree = tuple(ours.tolist()) == totals.pixels
     print("  the totals agree" if agree else "  the totals DIFFER: another mapping, or other images")

@@ -26,8 +26,8 @@ from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
 from jaxseg.data.leaks import describe_leaks
-from jaxseg.data.prepare import Manifest, prepare_split, prepared_folders
-from jaxseg.data.records import Records, open_records
+from jaxseg.data.prepare import prepare_split, prepared_folders, print_totals
+from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
@@ -101,9 +101,13 @@ class Data:
 class Experiment:
     """What a config describes, built. Reads no data until `open_data`."""
 
-    def __init__(self, config: ConfigDict) -> None:
-        """Checks every section. Raises UsageError that names the key."""
+    def __init__(self, config: ConfigDict, *, trains: bool = True) -> None:
+        """Checks every section. Raises UsageError that names the key.
+
+        trains: False where the run is only scored, so that its training batch does not matter.
+        """
         self.config = config
+        self._trains = trains
         self._values: dict[str, Any] = with_tuples(plain(config))
         self.recipe: str = config.recipe
         self.dataset = splat(sections.DatasetSection, self._values, "dataset")
@@ -114,9 +118,12 @@ class Experiment:
         self.log = splat(sections.LogSection, self._values, "log")
         place = splat(sections.ParallelSection, self._values, "parallel")
         self.reading = pipeline.Reading(place.workers, place.threads, place.buffer)
-        self.parallel = parallel.build_parallel(mode=place.mode)
         self.augmentation = splat(augment.build_augmentation, self._values, "augment")
         self._check()
+        batch_sizes = [self.train.batch_size // self.train.accumulate] if trains else []
+        self.parallel = parallel.build_parallel(
+            mode=place.mode, batch_sizes=[*batch_sizes, self.evaluate.batch_size]
+        )
 
     def _check(self) -> None:
         train, evaluate = self.train, self.evaluate
@@ -154,18 +161,13 @@ class Experiment:
             raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
         if self.dataset.void not in ("ignore", "background"):
             raise UsageError(f"dataset.void={self.dataset.void!r} is not known; choose ignore or background")
-        if len(self.dataset.image_size) != 2:
-            raise UsageError(f"dataset.image_size={self.dataset.image_size} is not (height, width)")
+        self._model(num_classes=1)
         models.check_image_size(self.dataset.image_size, self.config.model.depth)
         if train.batch_size % train.accumulate:
             raise UsageError(
                 f"train.batch_size={train.batch_size} can't be cut into train.accumulate={train.accumulate} "
                 "equal parts; use a divisor"
             )
-        self.parallel.check_batch(
-            train.batch_size // train.accumulate, key="train.batch_size / train.accumulate"
-        )
-        self.parallel.check_batch(evaluate.batch_size, key="evaluate.batch_size")
 
     # Data.
 
@@ -177,41 +179,24 @@ class Experiment:
             options["height"], options["width"] = section.image_size
         return open_source(section.name, section.data_dir or None, **options)
 
-    def open_data(self, splits: Iterable[str], *, say_leaks: bool = False) -> Data:
+    def open_data(self, splits: Iterable[str], *, describe: bool = False) -> Data:
         """The splits, prepared now where they are not there yet.
 
-        Prints what they share where one of them was prepared now, or where `say_leaks`.
+        Prints what they share, and published totals beside their own, where one of them was prepared now, or
+        to `describe` them anyway.
         """
         section = self.dataset
         source = self.open_source()
-        root, records = prepared_root(section.prepared_dir), {}
-        ready = prepared_folders(source.name, root)
+        size, root = section.image_size, prepared_root(section.prepared_dir)
+        region_class = section.region_class or None
+        ready, records = prepared_folders(source.name, root), {}
         for split in splits:
-            directory = prepare_split(
-                source,
-                split,
-                section.image_size,
-                root,
-                region_class=section.region_class or None,
-            )
+            directory = prepare_split(source, split, size, root, region_class=region_class)
             records[split] = open_records(directory)
-        if say_leaks or not ready.issuperset(r.directory for r in records.values()):
+        if describe or not ready.issuperset(r.directory for r in records.values()):
+            print_totals(source, tuple(records), size, root, region_class=region_class)
             print("\n".join(describe_leaks(source.name, records)))
-        data = Data(records, void_class(section.void, source.classes))
-        if "train" in records and len(records["train"]) < self.train.batch_size:
-            raise UserError(
-                f"train.batch_size={self.train.batch_size} is more than the {len(records['train'])} images "
-                f"of {section.name}'s train split; "
-                f"use --config.train.batch_size={len(records['train'])} or less"
-            )
-        regions = self.augmentation.regions.probability
-        if regions and section.region_class not in source.classes.names:
-            raise UsageError(
-                f"augment.occlusion.regions.probability={regions} covers dataset.region_class="
-                f"{section.region_class!r}, which is none of {', '.join(source.classes.names)}; "
-                "name one, or use probability=0"
-            )
-        return data
+        return Data(records, void_class(section.void, source.classes))
 
     def train_stream(self, data: Data, start_step: int) -> Iterator[Batch]:
         """Augmented batches on the devices, from `start_step` on, without end."""
@@ -247,14 +232,10 @@ class Experiment:
 
     def build(self, classes: ClassTable, pixels: Sequence[int], *, train_images: int) -> Run:
         """Model, loss, optimizer and steps for these classes; `pixels` of each in the train split."""
+        if self._trains:
+            self._check_training(classes, train_images)
         total, every = self.steps(train_images)
-        model = splat(
-            models.build_unet,
-            self._values,
-            "model",
-            num_classes=len(classes.names),
-            axis_name=self.parallel.axis_name,
-        )
+        model = self._model(num_classes=len(classes.names), axis_name=self.parallel.axis_name)
         loss = splat(losses.build_loss, self._values, "loss", pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
@@ -269,10 +250,30 @@ class Experiment:
         tx = splat(optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"])
         return Run(self, classes, model, loss, tx, total_steps=total, eval_every=every)
 
+    def _model(self, *, num_classes: int, axis_name: str | None = None) -> models.UNet:
+        return splat(models.build_unet, self._values, "model", num_classes=num_classes, axis_name=axis_name)
+
+    def _check_training(self, classes: ClassTable, train_images: int) -> None:
+        if train_images < self.train.batch_size:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size} is more than the {train_images} images of "
+                f"{self.dataset.name}'s train split; use --config.train.batch_size={train_images} or less"
+            )
+        regions = self.augmentation.regions.probability
+        if regions and self.dataset.region_class not in classes.names:
+            raise UsageError(
+                f"augment.occlusion.regions.probability={regions} covers dataset.region_class="
+                f"{self.dataset.region_class!r}, which is none of {', '.join(classes.names)}; "
+                "name one, or use probability=0"
+            )
+
     def steps(self, train_images: int) -> tuple[int, int]:
         """(steps in all, steps between evaluations)."""
         per_epoch = train_images / self.train.batch_size
         total = self.train.steps or math.ceil(self.train.epochs * per_epoch)
+        if total > np.iinfo(np.int32).max:
+            length = f"steps={total}" if self.train.steps else f"epochs={self.train.epochs}"
+            raise UsageError(f"train.{length} is longer than steps can be counted; use less")
         every = self.evaluate.every_steps or math.ceil(self.evaluate.every_epochs * per_epoch)
         return total, min(total, max(1, every))
 
@@ -479,6 +480,8 @@ def init_from_parent(
     classes: ClassTable,
 ) -> tuple[dict[str, PyTree], checkpoints.TransferReport]:
     """The parent's arrays for a fine-tune; other classes need the head in `exclude`."""
-    if not exclude:
+    head = jax.tree_util.tree_leaves_with_path({"params": {"head": variables["params"]["head"]}})
+    paths = [optim.parameter_path(path) for path, _ in head]
+    if not all(any(optim.matches(p, path, key="init.exclude") for p in exclude) for path in paths):
         check_classes(parent.meta, classes, where)
     return checkpoints.transfer(variables, parent, exclude)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import difflib
 import inspect
+import math
 import typing
+from collections import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,40 +88,67 @@ class LogSection:
 
 
 def splat(callee: Callable[..., Any], config: Mapping[str, Any], section: str, **more: Any) -> Any:
-    """callee(**section, **more), with wrong keys and types as UsageErrors that name them."""
+    """callee(**section, **more), with wrong keys and types as UsageErrors that name them.
+
+    A keyword whose type is a dataclass is a section in the section, and is built the same way.
+    """
     if section not in config:
         raise UsageError(f"config section {section!r} is missing; see configs/scratch.py for every section")
-    values = config[section]
+    return _called(callee, config[section], section, more)
+
+
+def _called(callee: Callable[..., Any], values: Any, section: str, more: Mapping[str, Any]) -> Any:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"config key {section}={values!r} is no section; configs/scratch.py shows its keys")
     hints = typing.get_type_hints(callee)
     names = [n for n in inspect.signature(callee).parameters if n not in more]
-    for key, value in values.items():
+    for key in values:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f'did you mean "{section}.{near[0]}"?' if near else f"known are {', '.join(names)}"
             raise UsageError(f"config key {section}.{key} is not known; {hint}")
-        expected = hints[key]
-        if not _fits(value, expected):
-            name = expected.__name__ if isinstance(expected, type) else str(expected).rpartition(".")[2]
-            raise UsageError(f"config key {section}.{key}={value!r} is not of type {name}")
     missing = [n for n in names if n not in values]
     if missing:
         raise UsageError(f"config key {section}.{missing[0]} is missing; configs/scratch.py has every key")
-    return callee(**values, **more)
+    checked = {key: _checked(value, hints[key], f"{section}.{key}") for key, value in values.items()}
+    return callee(**checked, **more)
 
 
-def _fits(value: Any, expected: Any) -> bool:
-    """Whether a scalar, or each member of a sequence of scalars, has the type that a signature asks for."""
-    if expected in (int, float, str, bool):
-        return _is_a(value, expected)
-    members = typing.get_args(expected)
-    if typing.get_origin(expected) not in (tuple, Sequence) or members[0] not in (int, float, str, bool):
-        return True
-    return isinstance(value, tuple | list) and all(_is_a(member, members[0]) for member in value)
+def _checked(value: Any, expected: Any, key: str) -> Any:
+    """The value, or the part that a nested section describes. Raises UsageError for another type."""
+    if dataclasses.is_dataclass(expected):
+        return _called(typing.cast(Callable[..., Any], expected), value, key, {})
+    if not _is_a(value, expected):
+        name = expected.__name__ if isinstance(expected, type) else str(expected).rpartition("abc.")[2]
+        raise UsageError(f"config key {key}={value!r} is not of type {name}")
+    if not _is_finite(value):
+        raise UsageError(f"config key {key}={value!r} is not finite; use a number")
+    return value
 
 
-def _is_a(value: Any, expected: type) -> bool:
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
+def _is_a(value: Any, expected: Any) -> bool:
+    """Whether a value of a config has the type that a signature asks for; a list is a tuple there."""
+    parts = typing.get_args(expected)
+    match typing.get_origin(expected) or expected:
+        case typing.Any:
+            return True
+        case builtins.float:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case builtins.int:
+            return isinstance(value, int) and not isinstance(value, bool)
+        case builtins.tuple:
+            fits = isinstance(value, tuple) and len(value) == len(parts)
+            return fits and all(map(_is_a, value, parts))
+        case abc.Sequence:
+            return isinstance(value, tuple) and all(_is_a(item, parts[0]) for item in value)
+        case kind:
+            return isinstance(value, kind)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    try:
+        return not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
