@@ -22,6 +22,9 @@ from jaxseg.types import IGNORE_LABEL, Batch
 # Stream numbers. Append, never renumber: a run's augmentation depends on them.
 _FLIP, _SCALE, _COLOUR, _BOXES, _REGIONS, _NOISE = range(6)
 
+_FLOAT32 = jax.lax.Precision.HIGHEST
+"""Of products: an accelerator's default rounds float32 to TF32 or bfloat16."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
@@ -175,8 +178,8 @@ def _move(
     rows = top + (jnp.arange(h) + 0.5) / zoom
     cols = left + (jnp.arange(w) + 0.5) / zoom
     cols = jnp.where(flipped, cols[::-1], cols)
-    image = jnp.einsum("yh,hwc->ywc", _bilinear(rows, h), image)
-    image = jnp.einsum("xw,ywc->yxc", _bilinear(cols, w), image)
+    image = jnp.einsum("yh,hwc->ywc", _bilinear(rows, h), image, precision=_FLOAT32)
+    image = jnp.einsum("xw,ywc->yxc", _bilinear(cols, w), image, precision=_FLOAT32)
 
     def nearest(at: jax.Array, size: int) -> jax.Array:
         return jnp.clip(jnp.floor(at).astype(jnp.int32), 0, size - 1)
@@ -211,8 +214,10 @@ def _jitter(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
     factors = jax.random.uniform(key, (3,), minval=1.0 - strength, maxval=1.0 + strength)
     luma = jnp.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     image = image * factors[0]
-    image = _blend(image, jnp.broadcast_to((image @ luma).mean(), image.shape), factors[1])
-    image = _blend(image, jnp.broadcast_to((image @ luma)[..., None], image.shape), factors[2])
+    grey = jnp.matmul(image, luma, precision=_FLOAT32)
+    image = _blend(image, jnp.broadcast_to(grey.mean(), image.shape), factors[1])
+    grey = jnp.matmul(image, luma, precision=_FLOAT32)
+    image = _blend(image, jnp.broadcast_to(grey[..., None], image.shape), factors[2])
     return jnp.clip(image, 0.0, 1.0)
 
 

@@ -31,8 +31,8 @@ def build_optimizer(
     clip_norm: float,
     freeze: Sequence[str],
     multipliers: Sequence[tuple[str, float]],
-) -> optax.GradientTransformation:
-    """The optax chain of a config's `optim` section.
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optax chain of a config's `optim` section, and the learning rate's schedule in it.
 
     Clipping by global norm (0: off), then Adam (L2 in the gradient if weight_decay > 0), AdamW
     (decoupled, kernels only) or SGD with momentum, then the rate's multiplier. `freeze` holds regular
@@ -66,12 +66,12 @@ def build_optimizer(
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     tx = optax.chain(*clip, *parts, optax.scale_by_learning_rate(rate))
     if not freeze and not multipliers:
-        return tx
+        return tx, rate
     factors = rate_factors(params, freeze, multipliers)
     # Frozen parameters leave the optimizer altogether: no moments in memory, no share in the clip norm.
     transforms: dict[str, optax.GradientTransformation] = {"frozen": optax.set_to_zero(), "trained": tx}
     labels = jax.tree.map(lambda factor: "frozen" if factor == 0.0 else "trained", factors)
-    return optax.chain(optax.partition(transforms, labels), _scale_by_factors(factors))
+    return optax.chain(optax.partition(transforms, labels), _scale_by_factors(factors)), rate
 
 
 def build_schedule(

@@ -19,13 +19,14 @@ from jaxseg.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What XLA says of a compiled step; None where its backend does not tell."""
+    """What XLA says of a step; None where its backend does not tell."""
 
     flops: float | None
+    """Of the whole batch on all devices."""
     temp_bytes: int | None
-    """Memory for intermediate values."""
+    """Memory a device for intermediate values."""
     argument_bytes: int | None
-    """Memory for state and batch."""
+    """Memory a device for the state and its share of the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,11 @@ def count_parameters(params: PyTree) -> dict[str, int]:
     }
 
 
-def step_cost(compiled: Any) -> StepCost:
-    """FLOPs and memory of a compiled step, as far as its backend tells."""
+def step_cost(lowered: Any, compiled: Any) -> StepCost:
+    """FLOPs of a lowered step and memory of the compiled one, as far as the backend tells."""
     # What a backend gives, or raises, is its own affair: some give None, and older ones a list.
     try:
-        cost = compiled.cost_analysis()
+        cost = lowered.cost_analysis()
         flops = float((cost[0] if isinstance(cost, list) else cost)["flops"])
     except Exception:
         flops = None
@@ -66,7 +67,7 @@ def format_summary(
     classes: Sequence[str],
     splits: Mapping[str, SplitFacts],
     parameters: Mapping[str, int],
-    cost: StepCost | None,
+    cost: StepCost,
     plan: Mapping[str, str],
     places: Mapping[str, Path],
 ) -> str:
@@ -80,10 +81,14 @@ def format_summary(
     total = sum(parameters.values())
     blocks = ", ".join(f"{name} {_count(n)}" for name, n in parameters.items())
     lines += ["", f"model   {total:,} parameters ({blocks})"]
-    if cost is not None and cost.flops is not None:
-        memory = "" if cost.temp_bytes is None else f", {_bytes(cost.temp_bytes)} for intermediate values"
-        state = "" if cost.argument_bytes is None else f", {_bytes(cost.argument_bytes)} for state and batch"
-        lines.append(f"step    {cost.flops / 1e9:,.1f} GFLOP{memory}{state}")
+    if cost.flops is not None:
+        memory = (
+            ""
+            if cost.temp_bytes is None or cost.argument_bytes is None
+            else f"; on a device {_bytes(cost.temp_bytes)} for intermediate values and "
+            f"{_bytes(cost.argument_bytes)} for state and batch"
+        )
+        lines.append(f"step    {cost.flops / 1e9:,.1f} GFLOP{memory}")
     lines += [f"{key:<7} {value}" for key, value in plan.items()]
     lines += [f"{key:<7} {path}" for key, path in places.items()]
     return "\n".join(lines)

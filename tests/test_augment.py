@@ -167,6 +167,14 @@ def test_masks_are_jax_arrays_on_the_device():
     assert isinstance(out.occlusion, jax.Array) and out.occlusion.dtype == jnp.bool_
 
 
+def test_no_product_is_rounded_below_float32():
+    """An accelerator's default for float32 is TF32 or bfloat16: three digits, and other ones a device."""
+    text = str(jax.make_jaxpr(make_augment(EVERYTHING))(*scene()))
+    products = text.split("dot_general[")[1:]
+    assert len(products) >= 4
+    assert all("HIGHEST" in product.split("preferred_element_type")[0] for product in products)
+
+
 def test_a_config_section_builds():
     assert build_augmentation(**OFF) == Augmentation()
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxseg.data.labels import STREET_CLASSES
-from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.experiment import Data, Experiment, load_recipe
 from jaxseg.main import _with_overrides
-from jaxseg.types import Batch
+from jaxseg.parallel import Parallel
+from jaxseg.types import IGNORE_LABEL, Batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RECIPES = sorted(p.stem for p in CONFIGS.glob("*.py"))
@@ -96,11 +97,56 @@ def test_as_many_devices_share_a_batch_as_divide_it(mode):
     assert " of " not in Experiment(config).parallel.describe()
 
 
+TINY = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}
+
+
+def test_the_flops_of_a_step_are_those_of_the_whole_batch(monkeypatch):
+    """However it is cut: XLA counts a loop's body once, and tells of a compiled step what one device does."""
+    monkeypatch.setattr(Parallel, "compiled", lambda *_: None)  # it takes long, and tells of memory only
+    flops = []
+    for change in (
+        {"parallel__mode": "jit"},
+        {"parallel__mode": "jit", "train__accumulate": 2},
+        {"parallel__mode": "sharded"},
+        {"parallel__mode": "pmap"},
+    ):
+        run = built("scratch", "streets", **TINY, **change)
+        flops.append(run.step_cost(jax.eval_shape(run.first_state)).flops)
+    assert flops[0] > 1e6
+    assert flops == [flops[0]] * 4
+
+
+class ReadRecords:
+    """Two records with void in a corner, that count how often they are read."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        self.reads += 1
+        label = np.full((16, 16), 1, np.uint8)
+        label[:4] = IGNORE_LABEL
+        return {"image": np.full((16, 16, 3), 40 * index, np.uint8), "label": label}
+
+
+@pytest.mark.parametrize(("void_class", "corner"), [(None, IGNORE_LABEL), (0, 0)])
+def test_pictures_follow_the_void_policy_of_the_scores(void_class, corner):
+    run = built("scratch", "streets", **TINY)
+    records = ReadRecords()
+    state = run.init_state()
+    images, labels, predictions = run.samples(Data({"val": records}, void_class), "val", state, 6)
+    assert records.reads == len(images) == len(labels) == len(predictions) == 2
+    assert all((label[:4] == corner).all() and (label[4:] == 1).all() for label in labels)
+    assert (images[1] == 40).all()
+
+
 @pytest.mark.parametrize("mode", ["jit", "sharded"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_steps(recipe, mode):
-    tiny = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}
-    run = built(recipe, "streets", **tiny, parallel__mode=mode)
+    run = built(recipe, "streets", **TINY, parallel__mode=mode)
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes(run))
     label = rng.integers(0, 7, batch.label.shape).astype(np.int32)

@@ -272,6 +272,26 @@ def test_a_split_that_is_not_there(place, mine, capsys):
     ends(capsys, ["evaluate", f"--workdir={place / 'mine'}", "--split=test"], 1, "test", "train, val")
 
 
+def test_a_test_split_is_scored_when_it_is_asked_for(place, mine, capsys):
+    write_camvid(place / "with_test", (("train", 6), ("val", 2), ("test", 3)))
+    argv = ["evaluate", f"--workdir={mine}", "--split=test"]
+    with pytest.raises(SystemExit) as end:
+        main([*argv, f"--config.dataset.data_dir={place / 'with_test'}"])
+    assert end.value.code == 0, capsys.readouterr().err
+    result = json.loads((mine / "eval" / "test.json").read_text())
+    assert (result["split"], result["num_images"]) == ("test", 3)
+    assert (mine / "eval" / "test_sheet.png").stat().st_size > 0
+
+
+def test_the_doctor_looks_at_this_machine(place, capsys, monkeypatch):
+    monkeypatch.setenv("JAXSEG_CACHE", str(place / "cache"))
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    said = capsys.readouterr().out
+    assert f"cache folder           {place / 'cache'}" in said
+    assert ("No problem found." in said) == (end.value.code == 0)
+
+
 def test_a_truncated_photo_leaves_nothing_half_written(place, capsys):
     write_camvid(place / "broken", (("train", 6), ("val", 2)))
     victim = place / "broken" / "train" / "f3.png"

@@ -30,7 +30,7 @@ GRADS = jax.tree.map(jnp.ones_like, PARAMS)
 
 
 def step(**change):
-    tx = build_optimizer(total_steps=100, params=PARAMS, **{**SECTION, **change})
+    tx, _ = build_optimizer(total_steps=100, params=PARAMS, **{**SECTION, **change})
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     return jax.tree.map(np.asarray, updates)
 
@@ -40,10 +40,9 @@ def test_sgd_is_minus_rate_times_gradient():
 
 
 def test_adam_is_optax_adam():
-    ours, theirs = (
-        build_optimizer(total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "learning_rate": 1e-3}),
-        optax.adam(1e-3),
-    )
+    section = {**SECTION, "name": "adam", "learning_rate": 1e-3}
+    (ours, schedule), theirs = build_optimizer(total_steps=9, params=PARAMS, **section), optax.adam(1e-3)
+    assert schedule(5) == 1e-3
     a, b = ours.init(PARAMS), theirs.init(PARAMS)
     for scale in (1.0, -2.0, 0.5):
         grads = jax.tree.map(lambda g, by=scale: g * by, GRADS)
@@ -73,7 +72,7 @@ def test_freezing_and_multipliers_go_by_path():
 
 
 def test_frozen_parameters_have_no_moments_and_no_share_in_the_clip_norm():
-    tx = build_optimizer(total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "freeze": ("down0",)})
+    tx, _ = build_optimizer(total_steps=9, params=PARAMS, **{**SECTION, "name": "adam", "freeze": ("down0",)})
     sizes = [a.size for a in jax.tree.leaves(tx.init(PARAMS)) if a.ndim]
     assert sum(sizes) == 2 * 2  # two moments of the head's two numbers
     assert np.allclose(step(clip_norm=1.0, freeze=("down0",))["head"]["kernel"], -0.1 / np.sqrt(2))

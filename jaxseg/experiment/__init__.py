@@ -7,7 +7,6 @@ documentation. `sections` holds the sections that are data for the loop, `stored
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import os
 import runpy
@@ -41,7 +40,7 @@ from jaxseg.experiment.stored import (
     with_tuples,
     write_config,
 )
-from jaxseg.types import Batch, ClassTable, PyTree, TrainState
+from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
 
 __all__ = [
     "Data",
@@ -247,8 +246,10 @@ class Experiment:
             lambda key: model.init(key, jax.numpy.zeros((1, *self.dataset.image_size, 3)), train=False),
             jax.random.key(0),
         )
-        tx = splat(optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"])
-        return Run(self, classes, model, loss, tx, total_steps=total, eval_every=every)
+        tx, schedule = splat(
+            optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"]
+        )
+        return Run(self, classes, model, loss, tx, schedule, total_steps=total, eval_every=every)
 
     def _model(self, *, num_classes: int, axis_name: str | None = None) -> models.UNet:
         return splat(models.build_unet, self._values, "model", num_classes=num_classes, axis_name=axis_name)
@@ -287,6 +288,8 @@ class Run:
     model: models.UNet
     loss: losses.Loss
     tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    """Step -> learning rate, for the log."""
     total_steps: int
     eval_every: int
 
@@ -348,12 +351,14 @@ class Run:
         """(images uint8, labels, predictions), of `count` examples spread evenly over a split."""
         records = data.records[split]
         chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-        images = np.stack([records[int(i)]["image"] for i in chosen])
-        labels = np.stack([records[int(i)]["label"] for i in chosen])
+        examples = [records[int(i)] for i in chosen]
+        images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
+        if data.void_class is not None:
+            labels = np.where(labels == IGNORE_LABEL, np.uint8(data.void_class), labels)
         predictions = self.predict_step(state, jax.numpy.asarray(images, np.float32) / 255.0)
         return list(images), list(labels), list(np.asarray(predictions))
 
-    def step_cost(self, state: TrainState) -> summary.StepCost | None:
+    def step_cost(self, state: TrainState) -> summary.StepCost:
         """FLOPs and memory of the train step, from shapes alone; compiles it, as its first call would."""
         height, width = self.experiment.dataset.image_size
         shape = (self.experiment.train.batch_size, height, width)
@@ -364,15 +369,12 @@ class Run:
             "example_id": jax.ShapeDtypeStruct(shape[:1], np.int32),
         }
         batch = Batch(**arrays)
+        # Of the whole batch on one device, and not of what runs: of a loop over microbatches XLA counts one
+        # turn, of a sharded step the share of a device, and of pmap nothing.
+        whole = step.make_train_step(self.model.clone(axis_name=None), self.tx, self.loss)
+        lowered = jax.jit(whole).lower(jax.eval_shape(self.first_state), batch)
         compiled = self.experiment.parallel.compiled(self.train_step, state, batch)
-        return None if compiled is None else summary.step_cost(compiled)
-
-    @cached_property
-    def schedule(self) -> optax.Schedule:
-        """Step -> learning rate, for the log."""
-        names = inspect.signature(optim.build_schedule).parameters
-        section = {k: v for k, v in plain(self.experiment.config.optim).items() if k in names}
-        return optim.build_schedule(total_steps=self.total_steps, **section)
+        return summary.step_cost(lowered, compiled)
 
     @cached_property
     def train_step(self) -> step.TrainStep:
