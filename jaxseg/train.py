@@ -53,16 +53,14 @@ def _train(
             )
         print(f"{holder} is training in {workdir}; waiting for it.", flush=True)
 
+    # Before the parent, which may take days, and before the workdir: what is wrong here has to show at once.
+    data = experiment.open_data(("train", "val"))
+    _check_labels(data)
+    run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir / ".lock", busy=busy):
             check_config(config, workdir)
-            # Before the parent, which may take days: what is wrong here has to show at once.
-            data = experiment.open_data(("train", "val"))
-            _check_labels(data)
-            run = experiment.build(
-                data.classes, data.pixels("train"), train_images=len(data.records["train"])
-            )
             parent_dir = _trained_parent(experiment, workdir, recipes, stop)
             parent = None if parent_dir is None else read_learned(parent_dir)
             _go_on(run, data, workdir, parent, parent_dir, stop)

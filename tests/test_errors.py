@@ -261,7 +261,34 @@ def test_a_parent_of_other_classes_gives_everything_but_its_head(place, capsys):
 
 def test_a_loss_that_is_not_finite(place, capsys):
     more = ("--config.optim.learning_rate=1e30", "--config.train.steps=9", "--config.model.norm=none")
-    ends(capsys, arguments(place, "nan", *more), 1, "step ", "examples [", "optim.learning_rate")
+    argv = arguments(place, "nan", *more)
+    ends(capsys, argv, 1, "step ", "incident-", "replay", "optim.learning_rate", "train.nonfinite=skip")
+    (folder,) = (place / "nan").glob("incident-*")
+    step = int(folder.name.removeprefix("incident-"))
+    incident = json.loads((folder / "incident.json").read_text())
+    assert incident["step"] == step and len(incident["examples"]) == 4
+    assert incident["statistics"]["loss"] in ("nan", "inf")
+    with Image.open(folder / "batch.png") as sheet:
+        assert sheet.size == (32, 64), "four photos of 16x16 beside their labels"
+    with pytest.raises(SystemExit) as end:
+        main(incident["replay"].split()[3:])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"step {step}: loss {incident['statistics']['loss']}" in printed
+    assert "not finite, first in" in printed
+    with pytest.raises(SystemExit) as end:
+        main(["replay", f"--workdir={place / 'nan'}", "--step=10"])
+    assert end.value.code == 2
+
+
+def test_steps_that_are_not_finite_are_left_out_by_name(place, capsys):
+    more = ("--config.optim.learning_rate=1e30", "--config.train.nonfinite=skip", "--config.model.norm=none")
+    argv = arguments(place, "skips", *more, "--config.train.steps=6")
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0
+    assert "the step is left out, see" in capsys.readouterr().err
+    ends(capsys, arguments(place, "many", *more, "--config.train.steps=40"), 1, "11 times in a row")
 
 
 def test_a_workdir_without_a_run(place, capsys):

@@ -268,3 +268,20 @@ def test_placing_copies_so_that_donation_takes_nothing_from_the_caller():
     first, _ = step(place.place_state(state), batch)
     second, _ = step(place.place_state(place.place_state(state)), batch)
     assert (first.params["head"]["bias"] == second.params["head"]["bias"]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(bad):
+    model, tx = UNet(CLASSES, 4, 1, norm="none"), optax.adam(1e-2)
+    step = jax.jit(make_train_step(model, tx, losses.cross_entropy(), ema_decay=0.5, skip_nonfinite=True))
+    batch = batch_with_uneven_void()
+    before, _ = step(started(model, tx, ema=True), batch)
+    broken = batch.replace(image=batch.image.copy())
+    broken.image[0, 0, 0] = bad
+    after, output = step(before, broken)
+    assert not np.isfinite(output.loss) or not np.isfinite(output.grad_norm)
+    assert int(after.step) == int(before.step) + 1
+    for name in ("params", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    careless, _ = jax.jit(make_train_step(model, tx, losses.cross_entropy(), ema_decay=0.5))(before, broken)
+    assert not np.isfinite(np.asarray(careless.params["head"]["bias"])).all(), "which is what would happen"
