@@ -421,6 +421,52 @@ def test_whatever_zipfile_raises(archives, at, value):
     one(error, "leftImg8bit_trainvaltest.zip", "download")
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 7), (16, 12)])
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_rows_that_are_missing(tmp_path, depth, size, interlaced):
+    """Pillow would give zeros, which is a class. Exactly what the format asks for is enough."""
+    width, height = size
+    header = struct.pack(">IIBBBBB", width, height, depth, 3, 0, 0, interlaced)
+    # By another road than the reader's: pixel after pixel, as Adam7 draws its 8x8 pattern.
+    pattern = (
+        np.array([[int(c) for c in row] for row in ADAM7.split()]) if interlaced else np.ones((8, 8), int)
+    )
+    of_pixel = np.tile(pattern, (2, 2))[:height, :width]
+    rows = [sum(of_pixel[y] == p) for p in range(1, 8) for y in range(height)]
+    needed = sum(1 + -(-int(count) * depth // 8) for count in rows if count)
+    file = tmp_path / "x.png"
+    for length in (needed, needed - 1, 0):
+        body = zlib.compress(bytes(length))
+        chunks = [(b"IHDR", header), (b"PLTE", bytes(3)), (b"IDAT", body[:9]), (b"IDAT", body[9:])]
+        file.write_bytes(png_of([*chunks, (b"IEND", b"")]))
+        if length == needed:
+            assert read_ids(file).shape == (height, width)
+        else:
+            refused(read_ids, file, "it has fewer rows than it says")
+
+
+ADAM7 = "16462646 77777777 56565656 77777777 36463646 77777777 56565656 77777777"
+
+
+def test_a_few_bytes_that_say_to_be_many_pixels(tmp_path):
+    """Just below Pillow's limit: refused before anything is reserved."""
+    before = _peak()
+    (tmp_path / "x.png").write_bytes(raw_png(13_000, 13_000, 8, 0, bytes(1000)))
+    refused(read_ids, tmp_path / "x.png", "it has fewer rows than it says")
+    assert _peak() - before < 50
+
+
+def test_a_gif_that_does_not_fill_its_screen(tmp_path):
+    palette = Image.fromarray(mask(0, (0, 1, 2)))
+    palette.putpalette([255, 0, 0, 0, 0, 255, 0, 0, 0])
+    palette.save(tmp_path / "x.gif")
+    data = bytearray((tmp_path / "x.gif").read_bytes())
+    data[8] += 5
+    (tmp_path / "x.gif").write_bytes(data)
+    refused(read_ids, tmp_path / "x.gif", "does not fill it")
+
+
 def test_a_folder_a_pipe_and_a_device(tmp_path):
     (tmp_path / "x.png").mkdir()
     refused(images.read_photo, tmp_path / "x.png", "is a folder, no file")
