@@ -55,8 +55,6 @@ _ADAM7 = (
     (0, 1, 1, 2),
 )
 """First column and row, and steps, of the passes of an interlaced PNG."""
-_MOST_DEFLATED = 1032
-"""Deflate packs 258 bytes into two bits, at best."""
 _INFLATED_AT_ONCE = 1 << 20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -298,8 +296,6 @@ def _scanline_bytes(data: bytes) -> int:
 
 def _inflated_length(parts: Sequence[memoryview], enough: int) -> int:
     """How many bytes deflated data holds, counted as far as `enough`, in little memory."""
-    if _MOST_DEFLATED * sum(len(part) for part in parts) < enough:
-        return 0
     inflater, length = zlib.decompressobj(), 0
     for part in parts:
         rest: bytes | memoryview = part
