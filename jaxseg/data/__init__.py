@@ -1,7 +1,8 @@
 """Sources -> records -> batches.
 
 A source (`camvid`, `cityscapes`, `folder`, `streets`) reads pairs of photo and mask, `prepare` writes them
-once as records at the training size, `records` reads those, `pipeline` makes batches of them.
+once as records at the training size, `records` reads those, `pipeline` makes batches of them. `report` lists
+all that is wrong with a source; what that can be, and which of it is read, `images` and `listing` say.
 """
 
 from __future__ import annotations

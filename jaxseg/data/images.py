@@ -26,7 +26,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,17 @@ MOST_BYTES = 1 << 29
 # Named, since Pillow knows formats that start other programs (EPS) or hold no pixels.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _MEMBER = "!"
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+"""First column and row, and steps, of the passes of an interlaced PNG."""
+_INFLATED_AT_ONCE = 1 << 20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -248,21 +259,50 @@ def decode(picture: Image.Image) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Raises ValueError for a wrong checksum and for a missing end.
+    """Raises ValueError for a wrong checksum, a missing end and missing rows.
 
-    Pillow compares no checksum of pixels: in a small mask 4 % of all flipped bits changed ids unseen. JPEG,
-    WebP and the others have none.
+    Pillow compares no checksum of pixels, and takes rows that are not there for zeros: in a small mask 4 % of
+    all flipped bits changed ids unseen. For 2048x1024 it takes 32 ms beside 83 of decoding.
     """
     position, name = 8, b""
     view = memoryview(data)
+    pixels: list[memoryview] = []
     while position + 12 <= len(data) and name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise ValueError(f"the checksum of chunk {name!r} is wrong")
+        if name == b"IDAT":
+            pixels.append(view[position + 8 : end])
         position = end + 4
     if name != b"IEND":
         raise ValueError("its end is missing")
+    if _inflated_length(pixels, _scanline_bytes(data)) < _scanline_bytes(data):
+        raise ValueError("it has fewer rows than it says")
+
+
+def _scanline_bytes(data: bytes) -> int:
+    """How many bytes a PNG inflates to, by its header (PNG specification, third edition, 7.2 and 8)."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, right, down in passes:
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _inflated_length(parts: Sequence[memoryview], enough: int) -> int:
+    """How many bytes deflated data holds, counted as far as `enough`, in little memory."""
+    inflater, length = zlib.decompressobj(), 0
+    for part in parts:
+        rest: bytes | memoryview = part
+        while rest and length < enough and not inflater.eof:
+            length += len(inflater.decompress(rest, _INFLATED_AT_ONCE))
+            rest = inflater.unconsumed_tail
+    return length
 
 
 @contextlib.contextmanager
@@ -289,6 +329,10 @@ def _check_frame(picture: Image.Image, location: str, kind: str) -> None:
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
         raise DataFault(
             f"{location}: the {kind} has several frames; save the one that is meant by itself", "animation"
+        )
+    if picture.format == "GIF" and picture.tile[0][1] != (0, 0, *picture.size):  # type: ignore[attr-defined]
+        raise DataFault(
+            f"{location}: the {kind} has a frame that does not fill it; save it again", "broken file"
         )
 
 
