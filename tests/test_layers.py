@@ -11,6 +11,7 @@ LAYERS = {
     "errors": 0,
     "best": 1,
     "health": 1,
+    "jsonfile": 1,
     "locks": 1,
     "stop": 1,
     "models": 1,
