@@ -11,7 +11,7 @@ from typing import Any
 from jaxseg.errors import UsageError, UserError, did_you_mean
 
 _HELP = """\
-Train, fine-tune, evaluate and ship UNets for street-scene segmentation.
+Train, fine-tune and evaluate UNets for street-scene segmentation.
 
   jaxseg --config=configs/finetune_dice.py[:DATASET] [--workdir=DIR] [--config.KEY=VALUE ...]
                                           train a recipe, or go on with it

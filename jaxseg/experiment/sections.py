@@ -69,7 +69,10 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelSection:
-    """`parallel`: devices and reading; nothing here changes what is computed."""
+    """`parallel`: devices and reading. What is computed stays the same up to rounding.
+
+    But for dropout, whose masks pmap draws a device at a time and the other modes for the whole batch.
+    """
 
     mode: str
     workers: int
