@@ -5,6 +5,11 @@ checkpoint, is trained first where it is missing. The report's form without occl
 --config.augment.occlusion.regions.probability=0
 
 Source      the report's rows "weighted CE" and "weighted CE + occlusion"
+Result      cityscapes, the report's (PyTorch): val mIoU .7771, person .4893, pixel accuracy .8998;
+            without occlusion .7739, .4792, .8988
+            streets, ours: not measured
+Hardware    the report's: an NVIDIA P100
+Time        the report's: 48 min 32 s without occlusion, scratch not included
 Command     python -m jaxseg.main --config=configs/finetune_weighted_ce.py[:DATASET]
 """
 

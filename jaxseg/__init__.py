@@ -1,16 +1,20 @@
-"""jaxseg trains, fine-tunes, evaluates and ships UNets for street-scene segmentation.
+"""jaxseg trains, fine-tunes and evaluates UNets for street-scene segmentation.
 
 The package reads bottom up; a module imports only from lower layers, and `tests/test_layers.py`
-holds it to that:
+holds it, and this list, to that:
 
-    0  types, errors          the data that everything passes around; the errors a user can cause
-    1  models, losses, metrics, augment, optim    the science, pure
-    2  step, data/            the train step, pure; sources -> records -> batches
-    3  parallel, checkpoints  devices; what survives a crash
-    4  evaluate, figures, summary, logs    what people look at
-    5  experiment             the only reader of a config
-    6  train, doctor          the loop and the other commands
-    7  main                   flags
+    0   types, errors                         the data that everything passes around; what a user can cause
+    1   models, losses, metrics, augment, optim           the science, pure
+    1   best, health, jsonfile, locks, stop               small tools of a run
+    2   step, data                            the train step, pure; sources -> records -> batches
+    3   parallel, checkpoints                 devices; what survives a crash
+    4   evaluate, figures, logs, summary      what people look at
+    5   experiment, incidents                 the only reader of a config; steps that were not finite
+    6   score                                 a stored run on a split
+    7   loop, doctor                          one run from step to step; what is wrong with a machine
+    8   train, verify                         a run to its end, parent first; interrupted runs end the same
+    9   replay                                a step of a run once more
+    10  main                                  flags and commands
 """
 
 __version__ = "0.1.0"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _STORAGE = (
@@ -33,6 +34,13 @@ class Preempted(UserError):
     """Told to stop; the state is saved and the same command goes on."""
 
     exit_status = 75
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """How a message about an unknown name ends: the nearest known one, behind `prefix`, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f'did you mean "{prefix}{near[0]}"?' if near else f"choose one of {', '.join(known) or 'none'}"
 
 
 @contextlib.contextmanager

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,9 +40,7 @@ class Evaluation:
         return self.confusion_ncc.sum(axis=0)
 
 
-def evaluate(
-    eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], *, loss: Loss, num_classes: int
-) -> Evaluation:
+def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], *, loss: Loss) -> Evaluation:
     """Scores every image of `batches` once; an image with example_id -1 fills a last batch and is left out.
 
     Losses are added up in float64 and pixels in int64, then divided once. Raises UserError for no image
@@ -78,7 +73,6 @@ def evaluate(
     take(*pending)
     float32_sums = jax.tree.map(np.float32, total)
     confusion_ncc, example_ids = _in_order(np.concatenate(matrices), np.concatenate(ids))
-    assert confusion_ncc.shape[1:] == (num_classes, num_classes)
     return Evaluation(
         scores=scores(confusion_ncc.sum(axis=0)),
         loss=float(loss.combine(float32_sums)),
@@ -112,14 +106,6 @@ def to_json(
         "classes_hash": classes_hash,
         "mapping_hash": mapping_hash,
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _check_counts(confusion_bcc: np.ndarray, labels_bhw: np.ndarray, example_ids: np.ndarray) -> None:

@@ -77,28 +77,26 @@ def prediction_sheet(
     predictions: Sequence[np.ndarray],
     classes: ClassTable,
     path: Path,
-    titles: Sequence[str] | None = None,
 ) -> None:
     """Write a picture with one row an example, photo | truth | prediction | errors, and a legend.
 
-    The images are [h, w, 3] (uint8, or float in [0, 1]), labels and predictions [h, w]; `titles` has one
-    line an example.
+    The images are [h, w, 3] (uint8, or float in [0, 1]), labels and predictions [h, w].
     """
     rows = len(images)
     height, width = np.asarray(labels[0]).shape
     tile_width = 2.7
     tile_height = tile_width * height / width
-    title_space = 0.26 if titles is not None else 0.06
-    figure_height = rows * (tile_height + title_space) + 0.35 + 0.5
+    gap = 0.06
+    figure_height = rows * (tile_height + gap) + 0.35 + 0.5
     figure = _figure(4 * tile_width + 0.3, figure_height)
     grid = figure.subplots(rows, 4, squeeze=False)
     figure.subplots_adjust(
         left=0.012,
         right=0.988,
         bottom=0.5 / figure_height,
-        top=1 - (0.3 + title_space) / figure_height,
+        top=1 - (0.3 + gap) / figure_height,
         wspace=0.02,
-        hspace=title_space / tile_height,
+        hspace=gap / tile_height,
     )
     for row in range(rows):
         tiles = _tiles(
@@ -107,13 +105,11 @@ def prediction_sheet(
         for axes, tile in zip(grid[row], tiles, strict=True):
             axes.imshow(tile, interpolation="nearest")
             axes.set_axis_off()
-        if titles is not None:
-            grid[row][0].set_title(titles[row], loc="left", fontsize=8, color=_INK, pad=3)
     for axes, name in zip(grid[0], ("photo", "truth", "prediction", "errors"), strict=True):
         axes.annotate(
             name,
             (0.5, 1),
-            xytext=(0, 4 + 72 * (title_space if titles is not None else 0)),
+            xytext=(0, 4),
             xycoords="axes fraction",
             textcoords="offset points",
             ha="center",

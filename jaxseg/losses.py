@@ -9,13 +9,12 @@ Labels are class ids or IGNORE_LABEL. Other ids can't occur (`prepare` checks ev
 and would count as void: nothing here can raise under jit. All is float32 whatever the logits are. A batch
 of void alone gives 0, with zero gradient.
 
-To add a loss, write a factory that returns a `Loss` and name it in `_FACTORIES` and `build_loss`.
+To add a loss, write a factory that returns a `Loss` and name it in `_FACTORIES`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.errors import UsageError
+from jaxseg.errors import UsageError, did_you_mean
 from jaxseg.types import PyTree
 
 SCHEMES = ("none", "inverse_sqrt", "inverse", "median")
@@ -86,7 +85,7 @@ def focal(*, gamma: float = 2.0, class_weights: Sequence[float] | None = None) -
     def sums(logits_bhwc: jax.Array, labels_bhw: jax.Array) -> PyTree:
         log_p = jax.nn.log_softmax(logits_bhwc.astype(jnp.float32), axis=-1)
         target = _targets(labels_bhw, logits_bhwc)
-        weight = _dot(target, jnp.broadcast_to(_weights(class_weights, log_p.shape[-1]), target.shape))
+        weight = (target * _weights(class_weights, log_p.shape[-1])).sum(axis=-1)
         log_p_y = _dot(target, log_p)
         # 1 - p_y = -expm1(log p_y); kept off 0, where the power's slope is infinite for gamma < 1.
         rest = jnp.maximum(-jnp.expm1(log_p_y), 1e-12)
@@ -201,38 +200,29 @@ _FACTORIES: dict[str, Callable[..., Loss]] = {
 }
 
 
-def build_loss(
-    *,
-    pixels_c: Sequence[int],
-    cross_entropy: Mapping[str, Any],
-    dice: Mapping[str, Any],
-    focal: Mapping[str, Any],
-    tversky: Mapping[str, Any],
-    lovasz: Mapping[str, Any],
-) -> Loss:
-    """The mixture of a config's `loss` section.
+def build_loss(sections: Mapping[str, Any], *, pixels_c: Sequence[int]) -> Loss:
+    """The mixture of a config's `loss` section, which has a part for each factory.
 
-    Each part holds `weight` and keywords of its factory (one that is not there has its default).
+    A part holds `weight` and keywords of its factory (one that is not there has its default).
     `class_weights` there is a scheme of `class_weights` below, computed from `pixels_c` (labelled training
     pixels of each class), or a number for each class. Raises UsageError that names the key.
     """
-    sections = {
-        "cross_entropy": cross_entropy,
-        "dice": dice,
-        "focal": focal,
-        "tversky": tversky,
-        "lovasz": lovasz,
-    }
+    for name in sections:
+        if name not in _FACTORIES:
+            hint = did_you_mean(name, _FACTORIES, "loss.")
+            raise UsageError(f"config key loss.{name} is not known; {hint}")
     parts = {}
-    for name, section in sections.items():
-        keywords = dict(section)
-        _check_keywords(name, keywords)
+    for name, factory in _FACTORIES.items():
+        if name not in sections:
+            raise UsageError(f"config key loss.{name} is missing; configs/scratch.py has every key")
+        _check_keywords(name, sections[name])
+        keywords = dict(sections[name])
         weight = _not_negative(f"loss.{name}.weight", keywords.pop("weight"))
         if "class_weights" in keywords:
             keywords["class_weights"] = resolve_weights(
                 pixels_c, keywords["class_weights"], f"loss.{name}.class_weights"
             )
-        parts[name] = (weight, _FACTORIES[name](**keywords))
+        parts[name] = (weight, factory(**keywords))
     return mixture(parts)
 
 
@@ -261,16 +251,16 @@ def resolve_weights(
 def class_weights(pixels_c: Sequence[int], scheme: str) -> tuple[float, ...]:
     """Weights from the labelled pixels of each class, in float64; frequency = pixels / labelled pixels.
 
-    "none": 1. "inverse_sqrt": 1 / sqrt(frequency), the recipe's. "inverse": 1 / frequency. Both are scaled to
+    "inverse_sqrt": 1 / sqrt(frequency), the recipe's. "inverse": 1 / frequency. Both are scaled to
     a mean of 1 over the classes that occur, which changes nothing in losses that divide by the sum
     of weights, as all here do. "median": median frequency / frequency, as it stands (D. Eigen, R. Fergus,
     ICCV 2015, section 6.3.2, with frequencies over the split in place of the images that hold the class).
-    A class without pixels gets 0, except with "none". Raises UsageError for another scheme.
+    A class without pixels gets 0. Raises UsageError for another scheme.
     """
-    _check_choice("class_weights", scheme, SCHEMES)
+    _check_choice("class_weights", scheme, SCHEMES[1:])
     pixels = np.asarray(pixels_c, np.float64)
     present = pixels > 0
-    if scheme == "none" or not present.any():
+    if not present.any():
         return (1.0,) * len(pixels)
     frequency = np.where(present, pixels, 1.0) / pixels.sum()
     if scheme == "median":
@@ -403,12 +393,15 @@ def _dot(a_bhwc: jax.Array, b_bhwc: jax.Array) -> jax.Array:
     return jnp.where(a_bhwc == 0, 0.0, a_bhwc * b_bhwc).sum(axis=-1)
 
 
-def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:
+def _check_keywords(name: str, keywords: Any) -> None:
+    if not isinstance(keywords, Mapping):
+        raise UsageError(
+            f"config key loss.{name}={keywords!r} is no section; configs/scratch.py shows its keys"
+        )
     known = ["weight", *inspect.signature(_FACTORIES[name]).parameters]
     for key in keywords:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f'did you mean "loss.{name}.{near[0]}"?' if near else f"known are {', '.join(known)}"
+            hint = did_you_mean(key, known, f"loss.{name}.")
             raise UsageError(f"config key loss.{name}.{key} is not known; {hint}")
     if "weight" not in keywords:
         raise UsageError(f"config key loss.{name}.weight is missing; use 0 to leave the loss out")

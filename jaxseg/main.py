@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseg.errors import UsageError, UserError
+from jaxseg.errors import UsageError, UserError, did_you_mean
 
 _HELP = """\
-Train, fine-tune, evaluate and ship UNets for street-scene segmentation.
+Train, fine-tune and evaluate UNets for street-scene segmentation.
 
   jaxseg --config=configs/finetune_dice.py[:DATASET] [--workdir=DIR] [--config.KEY=VALUE ...]
                                           train a recipe, or go on with it
@@ -251,9 +250,7 @@ def _check_key(config: Any, path: str) -> None:
     for name in path.split("."):
         keys = list(section.keys()) if hasattr(section, "keys") else []
         if name not in keys:
-            near = difflib.get_close_matches(name, keys, n=1)
-            hint = f'did you mean "{seen}{near[0]}"?' if near else f"known here: {', '.join(keys) or 'none'}"
-            raise UsageError(f"config key {path} is not known; {hint}")
+            raise UsageError(f"config key {path} is not known; {did_you_mean(name, keys, seen)}")
         section, seen = section[name], f"{seen}{name}."
 
 

@@ -1,7 +1,7 @@
 """The UNet and its blocks, in linen. Knows nothing of training.
 
 To add a model, write a linen module that maps [B, H, W, 3] float images in [0, 1] to [B, H, W,
-num_classes] float32 logits with a `train` keyword, and name it in `experiment.py`.
+num_classes] float32 logits with a `train` keyword, and name it in `experiment/__init__.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class UNet(nn.Module):
     convolution, concatenation with the skip and DoubleConv; a 1x1 convolution gives the logits.
     Width 64, depth 3 and 7 classes make the recipe's 7,703,367 parameters.
 
-    Parameters are float32; `dtype` is what convolutions compute in. Statistics and logits are float32.
+    Parameters and statistics are float32; `dtype` is what convolutions compute in. Logits are float32
+    numbers, which in bfloat16 come from a head that computed, and rounded, in bfloat16.
     """
 
     num_classes: int

@@ -10,8 +10,9 @@ from jaxseg import figures
 from jaxseg.best import best_of
 from jaxseg.checkpoints import Pretrained, read_pretrained, stored_steps
 from jaxseg.errors import UsageError
-from jaxseg.evaluate import Evaluation, to_json, write_json
+from jaxseg.evaluate import Evaluation, to_json
 from jaxseg.experiment import Data, Experiment, Run, check_classes, plain
+from jaxseg.jsonfile import write_json
 from jaxseg.logs import METRICS_FILE, read_metrics
 from jaxseg.metrics import format_table
 

@@ -9,6 +9,7 @@ gradients are then averaged (pmean), because each device has differentiated the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +107,8 @@ def make_train_step(
             )
             return loss.sums(logits_bhwc, part.label), updates["batch_stats"] if batch_stats else batch_stats
 
-        gradient = _whole_gradient if accumulate == 1 else _accumulated_gradient
-        sums, batch_stats, grads, value = gradient(forward, loss, state, batch, key, accumulate, axis_name)
+        gradient = _whole_gradient if accumulate == 1 else partial(_accumulated_gradient, accumulate)
+        sums, batch_stats, grads, value = gradient(forward, loss, state, batch, key, axis_name)
         grads = jax.tree.map(lambda g: _mean(g, axis_name), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -171,7 +172,6 @@ def _whole_gradient(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
-    accumulate: int,
     axis_name: str | None,
 ) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
     def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
@@ -184,12 +184,12 @@ def _whole_gradient(
 
 
 def _accumulated_gradient(
+    accumulate: int,
     forward: Callable,
     loss: Loss,
     state: TrainState,
     batch: Batch,
     key: jax.Array,
-    accumulate: int,
     axis_name: str | None,
 ) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
     """d combine(sum_i s_i) / d params = sum_i (d combine / d s at the total) . (d s_i / d params)."""

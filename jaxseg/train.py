@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -21,6 +20,7 @@ from jaxseg.experiment import (
     parent_config,
     write_config,
 )
+from jaxseg.jsonfile import write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog
 from jaxseg.loop import Loop
@@ -232,4 +232,4 @@ def _write_class_weights(run: Run, data: Data, workdir: Path) -> None:
             written[part] = dict(zip(names, weights, strict=True))
             text = ", ".join(f"{name} {weight:.3f}" for name, weight in written[part].items())
             print(f"Class weights of {part} ({section.class_weights}): {text}")
-    (workdir / "class_weights.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_json(workdir / "class_weights.json", written)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.evaluate import evaluate, to_json, write_json
+from jaxseg.evaluate import evaluate, to_json
+from jaxseg.jsonfile import write_json
 from jaxseg.losses import cross_entropy, dice, mixture
 from jaxseg.metrics import confusion_matrix, scores
 from jaxseg.step import EvalOutput
@@ -62,7 +63,7 @@ def step_of(logits):
 
 def evaluated(split, size, order=None):
     logits, labels = split
-    return evaluate(step_of(logits), None, batches(labels, size, order), loss=LOSS, num_classes=C)
+    return evaluate(step_of(logits), None, batches(labels, size, order), loss=LOSS)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10])
@@ -85,7 +86,7 @@ def test_figures_are_those_of_the_split_as_one_batch(split, size):
 def test_filling_images_are_left_out_wherever_they_are(split):
     logits, labels = split
     backwards = list(batches(labels, 4))[::-1]
-    result = evaluate(step_of(logits), None, backwards, loss=LOSS, num_classes=C)
+    result = evaluate(step_of(logits), None, backwards, loss=LOSS)
     assert (result.confusion_ncc == evaluated(split, 1).confusion_ncc).all()
 
 
@@ -116,7 +117,7 @@ def test_sums_do_not_stop_at_what_float32_can_count():
         return EvalOutput({"nll": nll, "weight": weight}, jnp.zeros((1, C, C), jnp.int32))
 
     void = np.full((41, H, W), IGNORE_LABEL, np.int32)
-    result = evaluate(eval_step, None, batches(void, 1), loss=loss, num_classes=C)
+    result = evaluate(eval_step, None, batches(void, 1), loss=loss)
     assert result.loss == pytest.approx(40 / (2**24 + 40), rel=2e-7)
     assert result.loss != pytest.approx(40 / 2**24, rel=2e-7)
 
@@ -124,7 +125,7 @@ def test_sums_do_not_stop_at_what_float32_can_count():
 def test_pixels_do_not_stop_at_what_int32_can_count(split, monkeypatch):
     monkeypatch.setattr("jaxseg.evaluate._check_counts", lambda *_: None)
     huge = counting(lambda m: m.at[:, 0, 0].set(2**30))
-    result = evaluate(huge, None, batches(split[1], N), loss=LOSS, num_classes=C)
+    result = evaluate(huge, None, batches(split[1], N), loss=LOSS)
     assert result.confusion_cc[0, 0] == N * 2**30
 
 
@@ -142,33 +143,33 @@ def test_a_pixel_lost_between_two_images_is_an_error(split):
     """The sum over the batch is right; the images are not."""
     moved = counting(lambda m: m.at[0, 0, 0].add(-1).at[1, 0, 0].add(1))
     with pytest.raises(RuntimeError, match="image 0: 29 pixels were counted and 30 are valid"):
-        evaluate(moved, None, batches(split[1], 4), loss=LOSS, num_classes=C)
-    evaluate(counting(lambda m: m), None, batches(split[1], 4), loss=LOSS, num_classes=C)
+        evaluate(moved, None, batches(split[1], 4), loss=LOSS)
+    evaluate(counting(lambda m: m), None, batches(split[1], 4), loss=LOSS)
 
 
 def test_a_label_outside_the_classes_is_an_error(split):
     labels = split[1].copy()
     labels[5, -1, -1] = C
     with pytest.raises(RuntimeError, match="image 5"):
-        evaluate(counting(lambda m: m), None, batches(labels, 4), loss=LOSS, num_classes=C)
+        evaluate(counting(lambda m: m), None, batches(labels, 4), loss=LOSS)
 
 
 def test_a_filling_image_that_is_not_void_is_an_error(split):
     parts = list(batches(split[1], 4))
     parts[-1] = parts[-1].replace(label=jnp.zeros((4, H, W), jnp.int32))
     with pytest.raises(RuntimeError, match="only fills a batch"):
-        evaluate(counting(lambda m: m), None, parts, loss=LOSS, num_classes=C)
+        evaluate(counting(lambda m: m), None, parts, loss=LOSS)
 
 
 def test_an_image_that_comes_twice_is_an_error(split):
     parts = list(batches(split[1], 4))
     with pytest.raises(RuntimeError, match="image 0 came twice"):
-        evaluate(counting(lambda m: m), None, [*parts, parts[0]], loss=LOSS, num_classes=C)
+        evaluate(counting(lambda m: m), None, [*parts, parts[0]], loss=LOSS)
 
 
 def test_an_empty_split_is_an_error_of_the_user():
     with pytest.raises(UserError, match="no image"):
-        evaluate(counting(lambda m: m), None, [], loss=LOSS, num_classes=C)
+        evaluate(counting(lambda m: m), None, [], loss=LOSS)
 
 
 def test_the_device_has_its_next_batch_before_the_last_is_read(split):
@@ -195,7 +196,7 @@ def test_the_device_has_its_next_batch_before_the_last_is_read(split):
         happened.append(f"step {number}")
         return Watched(eval_step(state, batch), number)
 
-    evaluate(watched_step, None, batches(labels, 3), loss=LOSS, num_classes=C)
+    evaluate(watched_step, None, batches(labels, 3), loss=LOSS)
     assert happened == ["step 0", "step 1", "read 0", "step 2", "read 1", "read 2"]
 
 

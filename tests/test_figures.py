@@ -78,10 +78,7 @@ def test_a_sheet_shows_truth_and_prediction(tmp_path, count):
     images = np.zeros((count, 12, 16, 3), np.uint8)
     labels, predictions = np.full((count, 12, 16), 4), np.full((count, 12, 16), 5)
     labels[:, :2] = IGNORE_LABEL
-    titles = [f"image {i}" for i in range(count)]
-    figures.prediction_sheet(
-        images, labels, predictions, STREET_CLASSES, tmp_path / "a" / "sheet.png", titles
-    )
+    figures.prediction_sheet(images, labels, predictions, STREET_CLASSES, tmp_path / "a" / "sheet.png")
     colours = shown(tmp_path / "a" / "sheet.png")
     assert STREET_CLASSES.palette[4] in colours and STREET_CLASSES.palette[5] in colours
 

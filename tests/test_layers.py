@@ -1,9 +1,12 @@
 """A module imports only from lower layers; devices and configs are named where they belong."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+import jaxseg
 
 ROOT = Path(__file__).resolve().parent.parent / "jaxseg"
 LAYERS = {
@@ -11,6 +14,7 @@ LAYERS = {
     "errors": 0,
     "best": 1,
     "health": 1,
+    "jsonfile": 1,
     "locks": 1,
     "stop": 1,
     "models": 1,
@@ -75,6 +79,15 @@ def test_every_module_has_a_layer():
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_only_from_lower_layers(path):
     assert violations(_noun(path), path.read_text()) == []
+
+
+def test_the_list_in_the_package_is_this_one():
+    listed = {}
+    for line in jaxseg.__doc__.splitlines():
+        found = re.match(r" {4}(\d+) +([a-z, ]+?) {2,}\w", line)
+        if found:
+            listed |= {name: int(found[1]) for name in found[2].split(", ")}
+    assert listed == LAYERS
 
 
 def test_a_planted_upward_import_is_found():

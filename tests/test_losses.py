@@ -247,7 +247,6 @@ def test_class_weights_by_hand():
     inverse = np.array([16.0, 4.0, 16 / 11, 0.0])
     assert losses.class_weights(pixels, "inverse") == pytest.approx(inverse / (inverse.sum() / 3))
     assert losses.class_weights(pixels, "median") == pytest.approx([4.0, 1.0, 4 / 11, 0.0])
-    assert losses.class_weights(pixels, "none") == (1.0, 1.0, 1.0, 1.0)
     assert losses.class_weights((0, 0), "inverse") == (1.0, 1.0)
 
 
@@ -271,13 +270,13 @@ def test_build_loss_resolves_schemes_and_numbers():
     pixels = (1000, 200, 30, 4)
     weights = losses.class_weights(pixels, "inverse_sqrt")
     built = losses.build_loss(
-        pixels_c=pixels,
-        **{
+        {
             **OFF,
             "cross_entropy": {"weight": 0.3, "class_weights": "inverse_sqrt", "label_smoothing": 0.0},
             "dice": {"weight": 0.7, "class_weights": (1, 0.5, 2, 3), "absent": "one"},
             "focal": {"weight": 1, "class_weights": "none"},
         },
+        pixels_c=pixels,
     )
     expected = (
         0.3 * reference.cross_entropy(logits, labels, class_weights=weights)
@@ -289,6 +288,8 @@ def test_build_loss_resolves_schemes_and_numbers():
 
 
 WRONG = [
+    ({"dicee": {"weight": 1}}, r'loss\.dicee is not known; did you mean "loss\.dice"'),
+    ({"dice": 0.7}, r"loss\.dice=0\.7 is no section"),
     ({"dice": {"weight": 1, "over": "pixels"}}, r"loss\.dice\.over='pixels'.*batch, image"),
     ({"dice": {"weight": 1, "absent": "zero"}}, r"loss\.dice\.absent='zero'.*skip, one"),
     ({"dice": {"weight": 1, "smooth": -1.0}}, r"loss\.dice\.smooth=-1\.0 is negative"),
@@ -314,7 +315,7 @@ WRONG = [
 @pytest.mark.parametrize(("sections", "message"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
 def test_wrong_values_name_their_key(sections, message):
     with pytest.raises(UsageError, match=message) as caught:
-        losses.build_loss(pixels_c=(3, 4, 5), **{**OFF, **sections})
+        losses.build_loss({**OFF, **sections}, pixels_c=(3, 4, 5))
     assert "\n" not in str(caught.value)
 
 

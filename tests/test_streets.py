@@ -182,8 +182,10 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main([f"--output={tmp_path / 'file'}", *flags]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main([f"--output={tmp_path}", "--height=8"])
+    for wrong in ("height=8", "seed=-1", "num_val=-2", "workers=0"):
+        assert main([f"--output={tmp_path / 'no'}", *flags, f"--{wrong}"]) == 2
+        assert wrong in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_errors_name_the_value():

@@ -7,13 +7,12 @@ all that is wrong with a source; what that can be, and which of it is read, `ima
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from jaxseg.data.source import Source
-from jaxseg.errors import UsageError
+from jaxseg.errors import UsageError, did_you_mean
 
 
 def open_source(name: str, data_dir: str | None = None, **options: Any) -> Source:
@@ -23,10 +22,9 @@ def open_source(name: str, data_dir: str | None = None, **options: Any) -> Sourc
     not wanted, UserError for a `data_dir` that does not hold the source.
     """
     if name not in _SOURCES:
-        near = difflib.get_close_matches(name, _SOURCES, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"choose one of {', '.join(_SOURCES)}"
-        raise UsageError(f"dataset.name={name!r} is not known; {hint}")
-    opener = _SOURCES[name]()
+        raise UsageError(f"dataset.name={name!r} is not known; {did_you_mean(name, _SOURCES)}")
+    module, _, opener_name = _SOURCES[name].partition(":")
+    opener = getattr(importlib.import_module(module), opener_name)
     known = inspect.signature(opener).parameters
     for key in options:
         if key not in known:
@@ -42,34 +40,10 @@ def open_source(name: str, data_dir: str | None = None, **options: Any) -> Sourc
     return opener(data_dir=data_dir or None, **options)
 
 
-def _streets() -> Callable[..., Source]:
-    from jaxseg.data.streets import Streets
-
-    return Streets
-
-
-def _camvid() -> Callable[..., Source]:
-    from jaxseg.data.camvid import CamVid
-
-    return CamVid
-
-
-def _cityscapes() -> Callable[..., Source]:
-    from jaxseg.data.cityscapes import Cityscapes
-
-    return Cityscapes
-
-
-def _folder() -> Callable[..., Source]:
-    from jaxseg.data.folder import open_folder
-
-    return open_folder
-
-
 # Imported when they are asked for, so that `--help` and the other sources stay fast.
-_SOURCES: dict[str, Callable[[], Callable[..., Source]]] = {
-    "streets": _streets,
-    "camvid": _camvid,
-    "cityscapes": _cityscapes,
-    "folder": _folder,
+_SOURCES = {
+    "streets": "jaxseg.data.streets:Streets",
+    "camvid": "jaxseg.data.camvid:CamVid",
+    "cityscapes": "jaxseg.data.cityscapes:Cityscapes",
+    "folder": "jaxseg.data.folder:open_folder",
 }

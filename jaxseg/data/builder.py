@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_records(
         )
     for file in Path(builder.data_dir).iterdir():
         file.rename(directory / file.name)
-    _remove_empty(work)
+    shutil.rmtree(work)
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -115,9 +116,3 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
                 record["source_label"] = example.source_label
                 record["source_size"] = np.array(example.source_size, np.int32)
             yield index, record
-
-
-def _remove_empty(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir()
-    folder.rmdir()

@@ -17,10 +17,9 @@ import numpy as np
 
 from jaxseg.data.faults import DataFault, raise_any
 from jaxseg.data.images import read_pair
-from jaxseg.data.labels import CAMVID_MAPPING, STREET_CLASSES, LabelMapping
+from jaxseg.data.labels import CAMVID_MAPPING, STREET_CLASSES
 from jaxseg.data.listing import entries, is_folder, list_text
 from jaxseg.data.source import Item, data_folder, expanded, files_fingerprint, missing_split, paired
-from jaxseg.types import ClassTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +28,12 @@ class CamVid:
 
     data_dir: str | Path | None
 
+    name = "camvid"
+    classes = STREET_CLASSES
+    mapping = CAMVID_MAPPING
+
     def __post_init__(self) -> None:
         data_folder(self.data_dir, self.name, "train/, trainannot/ and train.txt")
-
-    @property
-    def name(self) -> str:
-        """`camvid`."""
-        return "camvid"
-
-    @property
-    def classes(self) -> ClassTable:
-        """The recipe's seven."""
-        return STREET_CLASSES
-
-    @property
-    def mapping(self) -> LabelMapping:
-        """The tutorial's ids 0..11 -> the seven classes."""
-        return CAMVID_MAPPING
 
     def items(self, split: str) -> Sequence[Item]:
         """The pairs that SPLIT.txt lists, in its order; all of SPLIT/ where there is no list."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxseg.data.faults import DataFault, raise_any
 from jaxseg.data.images import member, member_fault, read_pair
-from jaxseg.data.labels import CITYSCAPES_MAPPING, STREET_CLASSES, LabelMapping
+from jaxseg.data.labels import CITYSCAPES_MAPPING, STREET_CLASSES
 from jaxseg.data.listing import entries, is_folder
 from jaxseg.data.source import (
     Item,
@@ -28,7 +28,7 @@ from jaxseg.data.source import (
     paired,
 )
 from jaxseg.errors import UserError
-from jaxseg.types import IGNORE_LABEL, ClassTable
+from jaxseg.types import IGNORE_LABEL
 
 _SPLITS = ("train", "val", "test")
 _PHOTO = ("leftImg8bit", "_leftImg8bit.png")
@@ -50,26 +50,15 @@ class Cityscapes:
     data_dir: str | Path | None = None
     halves: bool = True
 
+    name = "cityscapes"
+    classes = STREET_CLASSES
+    mapping = CITYSCAPES_MAPPING
+
     def __post_init__(self) -> None:
         # Settled here, so that worker processes read what this one read.
         data_dir = self.data_dir or os.environ.get("CITYSCAPES_DATASET")
         data_folder(data_dir, self.name, "leftImg8bit/ and gtFine/, or their zip archives")
         object.__setattr__(self, "data_dir", str(data_dir))
-
-    @property
-    def name(self) -> str:
-        """`cityscapes`."""
-        return "cityscapes"
-
-    @property
-    def classes(self) -> ClassTable:
-        """The recipe's seven."""
-        return STREET_CLASSES
-
-    @property
-    def mapping(self) -> LabelMapping:
-        """labelIds -> the seven classes."""
-        return CITYSCAPES_MAPPING
 
     def items(self, split: str) -> Sequence[Item]:
         """The pairs of a split, sorted by name (city_sequence_frame)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import difflib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.labels import RGB, LabelMapping, mapping_of
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, did_you_mean
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
 _MOST_BYTES = 1 << 20
@@ -138,9 +137,7 @@ def _check_keys(entry: Any, known: Sequence[str], file: Path, where: str) -> Non
         raise UserError(f"{file}: {where} has to be an object in braces; for example {_EXAMPLE}")
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
-            raise UserError(f"{file}: {where} has the key {reprlib.repr(key)}; {hint}")
+            raise UserError(f"{file}: {where} has the key {reprlib.repr(key)}; {did_you_mean(key, known)}")
 
 
 def _hue(index: int) -> RGB:

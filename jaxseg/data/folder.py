@@ -73,10 +73,7 @@ class Folder:
     mapping: LabelMapping
     class_file: str
 
-    @property
-    def name(self) -> str:
-        """`folder`."""
-        return "folder"
+    name = "folder"
 
     @property
     def is_hashed(self) -> bool:

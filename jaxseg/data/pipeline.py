@@ -9,7 +9,6 @@ The last stage, in the process that owns the devices, turns keys and bytes into 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -77,15 +76,16 @@ def to_device(
     *,
     place: Callable[[HostBatch], Any],
     augment: Callable[..., Batch],
-    ahead: int = 1,
 ) -> Iterator[Batch]:
-    """Placed and augmented batches; `ahead` of them are already on their way while one is used."""
-    waiting: deque[Batch] = deque()
+    """Placed and augmented batches; the next one is already on its way while one is used."""
+    ready: Batch | None = None
     for batch in batches:
-        waiting.append(augment(*place(batch)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+        following = augment(*place(batch))
+        if ready is not None:
+            yield ready
+        ready = following
+    if ready is not None:
+        yield ready
 
 
 def example_key(seed: int, epoch: int, example_id: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
-from jaxseg.experiment.sections import splat
+from jaxseg.experiment.sections import section, splat
 from jaxseg.experiment.stored import (
     CONFIG_FILE,
     check_config,
@@ -55,7 +55,6 @@ __all__ = [
     "parent_config",
     "plain",
     "read_config",
-    "with_tuples",
     "write_config",
 ]
 
@@ -158,8 +157,6 @@ class Experiment:
             raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
         if train.nonfinite not in ("stop", "skip"):
             raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
-        if self.dataset.void not in ("ignore", "background"):
-            raise UsageError(f"dataset.void={self.dataset.void!r} is not known; choose ignore or background")
         self._model(num_classes=1)
         models.check_image_size(self.dataset.image_size, self.config.model.depth)
         if train.batch_size % train.accumulate:
@@ -186,6 +183,7 @@ class Experiment:
         """
         section = self.dataset
         source = self.open_source()
+        void = void_class(section.void, source.classes)
         size, root = section.image_size, prepared_root(section.prepared_dir)
         region_class = section.region_class or None
         ready, records = prepared_folders(source.name, root), {}
@@ -195,7 +193,7 @@ class Experiment:
         if describe or not ready.issuperset(r.directory for r in records.values()):
             print_totals(source, tuple(records), size, root, region_class=region_class)
             print("\n".join(describe_leaks(source.name, records)))
-        return Data(records, void_class(section.void, source.classes))
+        return Data(records, void)
 
     def train_stream(self, data: Data, start_step: int) -> Iterator[Batch]:
         """Augmented batches on the devices, from `start_step` on, without end."""
@@ -235,7 +233,7 @@ class Experiment:
             self._check_training(classes, train_images)
         total, every = self.steps(train_images)
         model = self._model(num_classes=len(classes.names), axis_name=self.parallel.axis_name)
-        loss = splat(losses.build_loss, self._values, "loss", pixels_c=tuple(pixels))
+        loss = losses.build_loss(section(self._values, "loss"), pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
                 f"loss {loss.name} needs all pixels of the batch at once, which {len(self.parallel.devices)} "
@@ -342,7 +340,6 @@ class Run:
             state,
             watch(self.experiment.eval_stream(data, split)),
             loss=self.loss,
-            num_classes=len(self.classes.names),
         )
 
     def samples(

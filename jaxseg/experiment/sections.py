@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import difflib
 import inspect
 import math
 import typing
@@ -12,7 +11,7 @@ from collections import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxseg.errors import UsageError
+from jaxseg.errors import UsageError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,10 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelSection:
-    """`parallel`: devices and reading; nothing here changes what is computed."""
+    """`parallel`: devices and reading. What is computed stays the same up to rounding.
+
+    But for dropout, whose masks pmap draws a device at a time and the other modes for the whole batch.
+    """
 
     mode: str
     workers: int
@@ -87,14 +89,21 @@ class LogSection:
     images: int
 
 
-def splat(callee: Callable[..., Any], config: Mapping[str, Any], section: str, **more: Any) -> Any:
-    """callee(**section, **more), with wrong keys and types as UsageErrors that name them.
+def splat(callee: Callable[..., Any], config: Mapping[str, Any], name: str, **more: Any) -> Any:
+    """callee(**config[name], **more), with wrong keys and types as UsageErrors that name them.
 
     A keyword whose type is a dataclass is a section in the section, and is built the same way.
     """
-    if section not in config:
-        raise UsageError(f"config section {section!r} is missing; see configs/scratch.py for every section")
-    return _called(callee, config[section], section, more)
+    return _called(callee, section(config, name), name, more)
+
+
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a config. Raises UsageError where it is not there."""
+    if name not in config:
+        raise UsageError(f"config section {name!r} is missing; see configs/scratch.py for every section")
+    if not isinstance(config[name], Mapping):
+        raise UsageError(f"config key {name}={config[name]!r} is no section; see configs/scratch.py")
+    return config[name]
 
 
 def _called(callee: Callable[..., Any], values: Any, section: str, more: Mapping[str, Any]) -> Any:
@@ -104,8 +113,7 @@ def _called(callee: Callable[..., Any], values: Any, section: str, more: Mapping
     names = [n for n in inspect.signature(callee).parameters if n not in more]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f'did you mean "{section}.{near[0]}"?' if near else f"known are {', '.join(names)}"
+            hint = did_you_mean(key, names, f"{section}.")
             raise UsageError(f"config key {section}.{key} is not known; {hint}")
     missing = [n for n in names if n not in values]
     if missing:

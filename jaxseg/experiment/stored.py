@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.checkpoints import stored_steps
 from jaxseg.errors import UserError
+from jaxseg.jsonfile import write_json
 
 CONFIG_FILE = "config.json"
 
@@ -61,11 +62,7 @@ def check_same_run(stored: Mapping[str, Any], config: ConfigDict, workdir: Path)
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Writes config.json, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
-    temporary.replace(path)
+    write_json(workdir / CONFIG_FILE, plain(config))
 
 
 def read_config(workdir: Path) -> ConfigDict:

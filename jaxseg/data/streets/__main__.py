@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxseg.data.streets.export import write_cityscapes
-from jaxseg.errors import UserError
+from jaxseg.data.streets import Streets, write_cityscapes
+from jaxseg.errors import UsageError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes; every core when left out")
     args = vars(parser.parse_args(argv))
-    for name in ("height", "width"):
-        if args[name] < 16:
-            parser.error(f"--{name}={args[name]} is too small; use at least 16")
+    output, workers = args.pop("output"), args.pop("workers")
     try:
-        write_cityscapes(args.pop("output"), **args)
+        Streets(**args)  # checks them
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers={workers} is too few; use at least 1")
+        write_cityscapes(output, **args, workers=workers)
     except UserError as e:
         print(e, file=sys.stderr)
         return e.exit_status
