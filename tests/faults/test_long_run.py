@@ -22,7 +22,11 @@ STEPS = int(os.environ.get("JAXSEG_LONG_STEPS", "600"))
 def watched(argv: list[str], workdir: Path) -> np.ndarray:
     """[N, 4]: step, RSS in MiB, threads and open files of a run, looked at twice a second."""
     seen = []
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    printed = workdir.with_suffix(".log")
+    with (
+        printed.open("w") as log,
+        subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
         status, files = Path(f"/proc/{process.pid}/status"), Path(f"/proc/{process.pid}/fd")
         while process.poll() is None:
             try:
@@ -32,7 +36,7 @@ def watched(argv: list[str], workdir: Path) -> np.ndarray:
             except (KeyError, OSError):
                 continue  # it has just ended
             time.sleep(0.5)
-        assert process.returncode == 0, process.stderr.read().decode()
+        assert process.returncode == 0, printed.read_text()
     return np.array(seen)
 
 
