@@ -59,6 +59,7 @@ def test_multipliers_of_paths_with_dots_are_given_as_pairs():
         load_recipe(CONFIGS / "scratch.py", "streets"),
         [
             "--config.optim.multipliers=(('^down.*', 0.1), ('head', 2))",
+            "--config.optim.name=sgd",
             "--config.model.width=4",
             "--config.model.depth=1",
         ],
