@@ -93,9 +93,10 @@ def verify_resume(
             counts = collections.Counter(trial.phase for trial in done)
             phase = min(phases, key=lambda p: (counts[p], draw.random()))
             runner.start(anew=phase == "prepare")
-            if not runner.reach(phase, lengths, draw):
+            trial = runner.interrupt(number) if runner.reach(phase, lengths, draw) else None
+            if trial is None:
                 break
-            done.append(runner.interrupt(number))
+            done.append(trial)
             tell(f"  {len(done):>3}  {number.name} in {done[-1].phase}, after step {done[-1].step}")
         else:
             runner.start()
@@ -220,18 +221,20 @@ class _Runner:
             time.sleep(_POLL_S)
         return False
 
-    def interrupt(self, number: signal.Signals) -> Trial:
-        """Sends the signal, waits for the end, and looks at what is left."""
+    def interrupt(self, number: signal.Signals) -> Trial | None:
+        """Sends the signal, waits for the end, and looks at what is left; None where the run was quicker."""
         process = self._running()
         at = time.monotonic()
         process.send_signal(number)
         process.wait(timeout=_LIMIT_S)
-        expected = {-number} if number == signal.SIGKILL else {Preempted.exit_status, 0}
+        if process.returncode == 0:
+            return None
+        expected = -number if number == signal.SIGKILL else Preempted.exit_status
         # A signal that comes before Python listens ends it as it would end any program.
         early = not self._rows()[self._rows_before :]
-        if process.returncode not in expected and not (early and process.returncode == -number):
+        if process.returncode != expected and not (early and process.returncode == -number):
             raise UserError(
-                f"{number.name} ended a run with status {process.returncode}, not {max(expected)}; "
+                f"{number.name} ended a run with status {process.returncode}, not {expected}; "
                 f"{self._log} says why"
             )
         steps = [row["step"] for row in self._rows()]

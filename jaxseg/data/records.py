@@ -91,8 +91,8 @@ class Manifest:
         region = () if self.region_class is None else (self.region_class,)
         if not _are((*texts, self.content_hash, *region, *self.classes.names), str):
             raise ValueError("a name or a hash is no text")
-        if not _are(self.example_ids, str):
-            raise ValueError("example_ids is wrong")
+        if not _are(self.example_ids, str) or not _are(self.photo_hashes, str):
+            raise ValueError("example_ids or photo_hashes is wrong")
         if not 1 <= classes == len(self.classes.palette) or 0 in self.image_size:
             raise ValueError("classes, palette and image size don't fit together")
 

@@ -394,6 +394,7 @@ MANIFEST = {
     "source_void_pixels": 100,
     "content_hash": "3",
     "example_ids": ["x", "y"],
+    "photo_hashes": ["ab" * 96, "cd" * 96],
     "region_counts": [1, 0],
 }
 
@@ -509,7 +510,7 @@ def test_config_overrides(monkeypatch, capfd):
         # What a run builds from the config before it touches data, without tracing the model.
         values = experiment.with_tuples(experiment.plain(config))
         splat(models.build_unet, values, "model", num_classes=3, axis_name=None)
-        splat(losses.build_loss, values, "loss", pixels_c=(100, 20, 3))
+        losses.build_loss(values["loss"], pixels_c=(100, 20, 3))
         total, _ = built.steps(300)
         splat(optim.build_optimizer, values, "optim", total_steps=total, params=head)
         return built
