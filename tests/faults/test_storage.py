@@ -139,7 +139,7 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(place, digests, tmp_path):
             positions += 1
             refused += outcome(copy, expected, UserError)
     assert positions >= 30
-    assert refused >= positions // 4, "most bytes matter"
+    assert refused >= 10, "or the flips have missed all that matters"
 
 
 def outcome(copy, expected, error):
