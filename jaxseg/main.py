@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseg.errors import UsageError, UserError, did_you_mean
+from jaxseg.errors import Preempted, UsageError, UserError, did_you_mean
+from jaxseg.stop import SIGNALS, StopSignal
 
 _HELP = """\
 Train, fine-tune and evaluate UNets for street-scene segmentation.
@@ -41,27 +43,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        sys.exit(_run(arguments))
+        with StopSignal() as stop:
+            status = _run(arguments, stop)
     except UserError as e:
-        if debug:
+        if debug and not isinstance(e, Preempted):
             raise
         print(f"jaxseg: {e}", file=sys.stderr)
-        sys.exit(e.exit_status)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("jaxseg: stopped; what was saved is kept, the same command goes on", file=sys.stderr)
-        sys.exit(75)
+        status = e.exit_status
+    sys.exit(status)
 
 
-def _run(arguments: list[str]) -> int:
+def program() -> None:
+    """`main` as a whole process: a signal before or after it would end that with a status of its own."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    main()
+
+
+def _run(arguments: list[str], stop: StopSignal) -> int:
     is_training = bool(arguments) and arguments[0].startswith("-")
     if not arguments or arguments[0] == "help" or (is_training and {"-h", "--help"} & set(arguments)):
         lines = (f"  jaxseg {name:<13} {about}" for name, (_, about) in _COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if is_training:
-        return _train(arguments)
+        return _train(arguments, stop)
     if arguments[0] not in _COMMANDS:
         raise UsageError(
             f"{arguments[0]!r} is no command; choose one of {', '.join(_COMMANDS)}, or --config=FILE"
@@ -71,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     return command(parser, arguments[1:])
 
 
-def _train(arguments: list[str]) -> int:
+def _train(arguments: list[str], stop: StopSignal) -> int:
     parser = argparse.ArgumentParser("jaxseg", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
     parser.add_argument("--workdir", type=Path)
@@ -82,7 +88,7 @@ def _train(arguments: list[str]) -> int:
     config = _with_overrides(_loaded(file, dataset), overrides)
     from jaxseg.train import train
 
-    train(config, args.workdir, recipes=file.parent)
+    train(config, args.workdir, recipes=file.parent, stop=stop)
     return 0
 
 
@@ -265,4 +271,4 @@ def _set_up() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

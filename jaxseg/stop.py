@@ -27,7 +27,8 @@ GRACE_S = 5.0
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What a scheduler and Ctrl-C send."""
 
 
 class StopSignal:
@@ -38,7 +39,7 @@ class StopSignal:
         self._nothing_unsaved: Callable[[], bool] | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
         self._listener, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         self._previous_bell = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
@@ -49,9 +50,9 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.set_wakeup_fd(self._previous_bell)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_bell)
         self._bell.close()  # ends the watcher
         self._watcher.join()
         self._listener.close()
@@ -69,12 +70,16 @@ class StopSignal:
 
     @contextlib.contextmanager
     def deferred(self, nothing_unsaved: Callable[[], bool]) -> Iterator[None]:
-        """Within, a signal only sets `received`; `nothing_unsaved` says when ending at once loses nothing."""
+        """Within, a signal only sets `received`; `nothing_unsaved` says when ending at once loses nothing.
+
+        Raises Preempted at the end of the block if a signal came that nobody asked for.
+        """
         self._nothing_unsaved = nothing_unsaved
         try:
             yield
         finally:
             self._nothing_unsaved = None
+        self.check()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
@@ -89,7 +94,7 @@ class StopSignal:
             if ready and not numbers:
                 return  # the other end was closed
             for number in numbers:
-                if number not in _SIGNALS:
+                if number not in SIGNALS:
                     continue
                 if first is not None:
                     _end(f"{signal.Signals(number).name} again: ended at once; what was saved is kept")

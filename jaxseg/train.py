@@ -30,19 +30,15 @@ from jaxseg.stop import StopSignal
 from jaxseg.types import TrainState
 
 
-def train(config: ConfigDict, workdir: Path | None, *, recipes: Path) -> None:
+def train(
+    config: ConfigDict, workdir: Path | None, *, recipes: Path, stop: StopSignal, wait: bool = False
+) -> None:
     """Trains a run to its end, or goes on with it; its parent first where that is missing.
 
-    recipes: the folder in which `init.recipe` is looked up. Raises UserError for what a user can mend and
+    recipes: the folder in which `init.recipe` is looked up. stop: an entered one. wait: for another process
+    that trains in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
     Preempted when told to stop, with everything saved.
     """
-    with StopSignal() as stop:
-        _train(config, workdir, recipes, stop)
-
-
-def _train(
-    config: ConfigDict, workdir: Path | None, recipes: Path, stop: StopSignal, *, wait: bool = False
-) -> None:
     workdir = default_workdir(config) if workdir is None else workdir
     experiment = Experiment(config)
 
@@ -83,7 +79,7 @@ def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: 
     config = parent_config(experiment.config, recipes, directory)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
     try:
-        _train(config, directory, recipes, stop, wait=True)
+        train(config, directory, recipes=recipes, stop=stop, wait=True)
     except Preempted:
         raise
     except UserError as e:

@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from jaxseg.best import best_of
 from jaxseg.checkpoints import DIRECTORY, read_digests, stored_steps
@@ -34,6 +35,7 @@ PHASES = ("prepare", "start", "train", "save", "evaluate", "report")
 
 _LIMIT_S = 3600.0
 _POLL_S = 0.002
+_TWICE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -71,37 +73,40 @@ def verify_resume(
     trials: int,
     phases: Sequence[str],
     number: signal.Signals = signal.SIGKILL,
+    twice: bool = False,
     seed: int = 0,
     tell: Callable[[str], None] = print,
 ) -> Verdict:
     """Interrupts runs of `command`, which gets its --workdir below `scratch`, `trials` times in all.
 
-    Raises UserError where a run ends with another status than it should.
+    twice: sends the signal again, as someone does who can't wait. Raises UserError where a run ends with
+    another status than it should.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     tell("A run that is left alone ...")
-    whole = _Runner(command, scratch / "whole", own_prepared="prepare" in phases)
-    whole.start()
-    lengths = whole.finish()
+    with _Runner(command, scratch / "whole", own_prepared="prepare" in phases) as whole:
+        whole.start()
+        lengths = whole.finish()
     tell(f"  ended after {sum(lengths.values()):.0f} s")
     digests, done = [run_digests(whole.workdir)], list[Trial]()
     while len(done) < trials:
-        runner = _Runner(command, scratch / f"interrupted-{len(digests)}", own_prepared="prepare" in phases)
+        workdir = scratch / f"interrupted-{len(digests)}"
         tell(f"Run {len(digests)}, interrupted ...")
-        while len(done) < trials:
-            counts = collections.Counter(trial.phase for trial in done)
-            phase = min(phases, key=lambda p: (counts[p], draw.random()))
-            runner.start(anew=phase == "prepare")
-            trial = runner.interrupt(number) if runner.reach(phase, lengths, draw) else None
-            if trial is None:
-                break
-            done.append(trial)
-            tell(f"  {len(done):>3}  {number.name} in {done[-1].phase}, after step {done[-1].step}")
-        else:
-            runner.start()
-        runner.finish()
-        digests.append(run_digests(runner.workdir))
+        with _Runner(command, workdir, own_prepared="prepare" in phases) as runner:
+            while len(done) < trials:
+                counts = collections.Counter(trial.phase for trial in done)
+                phase = min(phases, key=lambda p: (counts[p], draw.random()))
+                runner.start(anew=phase == "prepare")
+                trial = runner.interrupt(number, twice=twice) if runner.reach(phase, lengths, draw) else None
+                if trial is None:
+                    break
+                done.append(trial)
+                tell(f"  {len(done):>3}  {number.name} in {trial.phase}, after step {trial.step}")
+            else:
+                runner.start()
+            runner.finish()
+        digests.append(run_digests(workdir))
         tell(f"  ended {'the same' if digests[-1] == digests[0] else 'DIFFERENTLY'}")
     return Verdict(tuple(done), tuple(digests))
 
@@ -184,6 +189,16 @@ class _Runner:
             self._command.append(f"--config.dataset.prepared_dir={self._prepared}")
         self._process: subprocess.Popen | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()  # this process was told to stop
+            self._process.wait()
+
     def start(self, *, anew: bool = False) -> None:
         """Starts the command; `anew` has it prepare the data again."""
         if anew and self._prepared is not None:
@@ -221,11 +236,14 @@ class _Runner:
             time.sleep(_POLL_S)
         return False
 
-    def interrupt(self, number: signal.Signals) -> Trial | None:
+    def interrupt(self, number: signal.Signals, *, twice: bool) -> Trial | None:
         """Sends the signal, waits for the end, and looks at what is left; None where the run was quicker."""
         process = self._running()
         at = time.monotonic()
         process.send_signal(number)
+        if twice:
+            time.sleep(_TWICE_S)
+            process.send_signal(number)
         process.wait(timeout=_LIMIT_S)
         if process.returncode == 0:
             return None

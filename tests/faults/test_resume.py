@@ -8,6 +8,7 @@ The short part takes one moment of each phase. The long one, 50 SIGKILLs and 20 
 import collections
 import os
 import signal
+import sys
 
 import pytest
 
@@ -59,6 +60,41 @@ def test_told_to_stop_a_run_saves_and_ends_with_75(data, tmp_path, number):
     for trial in verdict.trials:
         assert trial.lost == 0, trial
         assert trial.seconds < GRACE_S + 5, trial
+    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*.log"))
+    assert f"jaxseg: {number.name}: saved step" in printed, printed
+    assert "Traceback" not in printed, printed
+
+
+def test_told_twice_a_run_ends_at_once_and_what_was_saved_is_kept(data, tmp_path):
+    phases = ("train", "save", "evaluate")
+    verdict = verify_resume(
+        command(data), tmp_path, trials=STOPS, phases=phases, number=signal.SIGTERM, twice=True
+    )
+    print(format_verdict(verdict, signal.SIGTERM))
+    assert verdict.is_exact
+    assert max(trial.lost for trial in verdict.trials) <= 8
+    assert max(trial.seconds for trial in verdict.trials) < 2
+    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*.log"))
+    assert "SIGTERM again: ended at once" in printed, printed
+    assert "Traceback" not in printed, printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_it_starts_a_run_ends_with_75(tmp_path, number):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
+    status, printed = run([sys.executable, "-m", "jaxseg.main", f"--config={recipe}"])
+    assert status == 75, printed
+    assert printed.startswith(f"jaxseg: {number.name}: "), printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_end_changes_nothing(number):
+    late = f"import atexit, signal; atexit.register(signal.raise_signal, {int(number)});"
+    script = f"{late} import sys; from jaxseg.main import program; sys.argv[1:] = ['--help']; program()"
+    status, printed = run([sys.executable, "-c", script])
+    assert status == 0, printed
+    assert "KeyboardInterrupt" not in printed
 
 
 def test_a_loader_that_skips_a_batch_after_a_restart_is_found(data, tmp_path):
