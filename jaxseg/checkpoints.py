@@ -33,6 +33,12 @@ DIRECTORY = "checkpoints"
 _OVERHEAD_BYTES = 1 << 20
 """What a checkpoint takes on the disk beside its arrays, and room for the log."""
 
+_FORMAT = 1
+"""Of what `save` writes; another number for each change that this module can't read."""
+
+_NEVER_S = 100 * 365 * 24 * 3600
+"""Orbax's time limit of a save goes by the clock on the wall, which can jump by decades when it is set."""
+
 
 class Checkpoints:
     """The checkpoints of one run, for the process that trains it."""
@@ -315,7 +321,7 @@ def array_digests(tree: PyTree) -> dict[str, str]:
 
 def _sealed(meta: Mapping[str, Any], state: TrainState) -> dict[str, Any]:
     """`meta` with the checksums of the arrays and of itself."""
-    content = {**meta, "sha256": array_digests(state)}
+    content = {**meta, "format": _FORMAT, "sha256": array_digests(state)}
     return {**content, "seal": _seal(content)}
 
 
@@ -328,6 +334,11 @@ def _checked(meta: dict[str, Any], arrays: PyTree, where: Path) -> dict[str, Any
     content = {key: value for key, value in meta.items() if key != "seal"}
     if "seal" not in meta or "sha256" not in meta or meta["seal"] != _seal(content):
         raise _unreadable(where, ValueError("its meta fails its checksum"))
+    if "format" not in content or content["format"] != _FORMAT:
+        raise UserError(
+            f"{where} was written by another version of jaxseg, whose checkpoints this one can't read; go on "
+            "with that version, or use another --workdir"
+        )
     digests = content.pop("sha256")
     for path, digest in array_digests(arrays).items():
         if path not in digests or digests[path] != digest:
@@ -368,7 +379,10 @@ def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = Fals
 
     read_only = policy is None
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, read_only=read_only, cleanup_tmp_directories=not read_only
+        preservation_policy=policy,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S),
     )
     by_name = read_only and not whole
     state = ocp.PyTreeCheckpointHandler() if by_name else ocp.StandardCheckpointHandler()

@@ -152,6 +152,9 @@ class Loop:
             "log_rows": self.log.rows_kept,
             "config": plain(self.run.experiment.config),
             "classes": list(self.run.classes.names),
+            # What evaluation wants of the train split, which it then need not have.
+            "train_images": len(self.data.records["train"]),
+            "train_pixels": list(self.data.pixels("train")),
             "data": self.data.fingerprint,
             **self.data.hashes,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -55,9 +56,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def program() -> None:
     """`main` as a whole process: a signal before or after it would end that with a status of its own."""
+    _use_large_pages()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     main()
+
+
+def _use_large_pages() -> None:
+    """Starts this process anew with glibc's memory in large pages, which it decides on once and at the start.
+
+    XLA on a CPU takes and gives back its buffers in each step. In pages of 4 KiB that were 30,000 page faults
+    a step of :streets, and a fifth of its time.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run(arguments: list[str], stop: StopSignal) -> int:
@@ -262,8 +275,6 @@ def _check_key(config: Any, path: str) -> None:
 
 def _set_up() -> None:
     """What has to be so before jax and grain are used, in one place and not at import."""
-    import os
-
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)

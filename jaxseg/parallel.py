@@ -7,6 +7,7 @@ its first axis; `pmap` is the classic form of the same. One pure body serves all
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from jaxseg.types import PyTree
 
 MODES = ("sharded", "jit", "pmap")
 DATA_AXIS = "data"
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
+"""XLA's switch for GPUs, read once when a process starts to use them."""
 
 
 def build_parallel(*, mode: str, batch_sizes: Sequence[int]) -> Parallel:
@@ -59,6 +63,17 @@ class Parallel:
         """For people: mode, number and kind of devices."""
         kind = self.devices[0].device_kind
         return f"{len(self.devices)} x {kind} ({self.mode}{self.idle})"
+
+    def describe_resume(self) -> str:
+        """For people: whether a run that goes on is the same to the bit on these devices."""
+        # XLA of the switch: "Guarantees run-to-run determinism". No atomic sums, no kernels chosen by timing.
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        if self.devices[0].platform != "gpu" or {DETERMINISTIC, f"{DETERMINISTIC}=true"} & set(flags):
+            return "exact, bit for bit"
+        return (
+            "exact up to rounding: GPU kernels are chosen by speed; slower, but bit for bit, with "
+            f"XLA_FLAGS={DETERMINISTIC}=true"
+        )
 
     def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
         """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.

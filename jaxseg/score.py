@@ -40,10 +40,10 @@ def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> N
             f"{workdir} holds a model of {learned.meta['config']['model']}; leave --config.model.* away"
         )
     experiment = Experiment(config, trains=False)
-    # The class weights of the loss come from the train split, also where another is scored.
-    data = experiment.open_data(dict.fromkeys(("train", split)))
+    data = experiment.open_data([split])
     check_classes(learned.meta, data.classes, workdir)
-    run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
+    pixels, images = learned.meta["train_pixels"], learned.meta["train_images"]
+    run = experiment.build(data.classes, pixels, train_images=images)
     score(run, data, split, workdir, learned)
 
 

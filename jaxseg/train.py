@@ -208,6 +208,7 @@ def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> No
             "devices": experiment.parallel.describe(),
             "steps": f"{run.total_steps:,} of batch {train.batch_size} ({epochs:.1f} epochs), "
             f"evaluation every {run.eval_every:,}",
+            "resume": experiment.parallel.describe_resume(),
         },
         places={
             "data": data.records["train"].directory,

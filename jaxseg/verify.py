@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -29,6 +30,7 @@ from jaxseg.best import best_of
 from jaxseg.checkpoints import DIRECTORY, read_digests, stored_steps
 from jaxseg.errors import Preempted, UsageError, UserError
 from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
+from jaxseg.parallel import DETERMINISTIC
 
 PHASES = ("prepare", "start", "train", "save", "evaluate", "report")
 """What a run can be interrupted at; it prepares only where it has a prepared_dir of its own."""
@@ -178,6 +180,12 @@ def format_verdict(verdict: Verdict, number: signal.Signals) -> str:
     return "\n".join([*lines, "", f"{len(verdict.trials)} times {number.name}: {runs} {end}."])
 
 
+def _deterministic_environment() -> dict[str, str]:
+    """This process's, with kernels of a fixed order on GPUs: others differ from run to run by themselves."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {**os.environ, "XLA_FLAGS": flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true"}
+
+
 class _Runner:
     """One workdir and the processes that train there, one after the other."""
 
@@ -205,7 +213,9 @@ class _Runner:
             shutil.rmtree(self._prepared, ignore_errors=True)
         self._rows_before, self._started = len(self._rows()), time.monotonic()
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=subprocess.STDOUT, env=_deterministic_environment()
+            )
 
     def finish(self) -> dict[str, float]:
         """Waits for the end; how long each phase took."""

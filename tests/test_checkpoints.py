@@ -43,6 +43,14 @@ def test_the_state_comes_back_bit_for_bit(state, tmp_path):
     assert meta == {**META, "x": 0.1}
 
 
+def test_a_checkpoint_of_another_version_is_said_to_be_one(state, tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as saved:
+        saved.save(1, state, META, best=None)
+    monkeypatch.setattr("jaxseg.checkpoints._FORMAT", 10**6)
+    with pytest.raises(UserError, match="was written by another version of jaxseg"):
+        read_pretrained(tmp_path)
+
+
 def test_latest_and_best_stay(state, tmp_path):
     with Checkpoints(tmp_path, keep=2) as saved:
         for step, best in ((1, None), (2, 1), (3, 1), (4, 3), (5, 4), (6, 4), (7, 4)):

@@ -1,12 +1,14 @@
 """Every published recipe, for every dataset: builds, lowers at its full size, steps at width 4."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxseg.data.labels import STREET_CLASSES
+from jaxseg.errors import UsageError
 from jaxseg.experiment import Data, Experiment, load_recipe
 from jaxseg.main import _with_overrides
 from jaxseg.parallel import Parallel
@@ -52,6 +54,29 @@ def test_every_recipe_lowers_at_its_full_size(recipe, dataset):
     if dataset in ("camvid", "cityscapes"):
         assert sum(int(np.prod(a.shape)) for a in jax.tree.leaves(state.params)) == 7_703_367
         assert run.experiment.dataset.image_size == (256, 256)
+
+
+def test_a_section_that_nobody_reads_is_refused():
+    config = load_recipe(CONFIGS / "scratch.py", "streets")
+    with config.unlocked():
+        config.optm = config.optim
+    with pytest.raises(UsageError, match='config section optm is not known; did you mean "optim"'):
+        Experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "is_exact"),
+    [
+        ("cpu", "", True),
+        ("gpu", "", False),
+        ("gpu", "--xla_gpu_deterministic_ops=false", False),
+        ("gpu", "--xla_foo=1 --xla_gpu_deterministic_ops=true", True),
+    ],
+)
+def test_whether_a_resumed_run_is_exact_is_said(monkeypatch, platform, flags, is_exact):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    said = Parallel("jit", (SimpleNamespace(platform=platform),)).describe_resume()
+    assert said.startswith("exact, bit for bit" if is_exact else "exact up to rounding")
 
 
 def test_multipliers_of_paths_with_dots_are_given_as_pairs():

@@ -377,6 +377,7 @@ def test_quiet_and_off_line(tmp_path, monkeypatch, capfd):
 # Interrupted, and two at once.
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -384,6 +385,7 @@ from tests.dataset_fakes import Wrapped
 from jaxseg.data.prepare import prepare_split
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     source = Wrapped({data!r}, wait={wait}, log={log!r})
     print(prepare_split(source, "train", (8, 10), Path({out!r}), workers={workers}))
 """

@@ -167,8 +167,8 @@ def test_early_stopping_ends_a_run_and_keeps_it_ended(place):
     assert (place / "patient" / "metrics.jsonl").read_bytes() == before
 
 
-def test_moved_data_is_found_by_override(place, whole_run, tmp_path):
-    moved = write_camvid(tmp_path / "moved", (("train", 10), ("val", 5)))
+def test_moved_data_is_found_by_override_and_needs_no_train_split(place, whole_run, tmp_path):
+    moved = write_camvid(tmp_path / "moved", (("val", 5),))
     argv = ["evaluate", f"--workdir={place / 'whole'}", f"--config.dataset.data_dir={moved}"]
     assert run([*argv, f"--config.dataset.prepared_dir={tmp_path / 'cache'}"]) == 0
     again = json.loads((place / "whole" / "eval" / "val.json").read_text())

@@ -107,6 +107,7 @@ class Experiment:
         self.config = config
         self._trains = trains
         self._values: dict[str, Any] = with_tuples(plain(config))
+        sections.check_known(self._values)
         self.recipe: str = config.recipe
         self.dataset = splat(sections.DatasetSection, self._values, "dataset")
         self.init = splat(sections.InitSection, self._values, "init")

@@ -13,6 +13,28 @@ from typing import Any
 
 from jaxseg.errors import UsageError, did_you_mean
 
+_KNOWN = (
+    "recipe",
+    "dataset",
+    "augment",
+    "model",
+    "loss",
+    "optim",
+    "init",
+    "train",
+    "evaluate",
+    "checkpoint",
+    "parallel",
+    "log",
+)
+
+
+def check_known(values: Mapping[str, Any]) -> None:
+    """Raises UsageError for a section that nobody reads, which a recipe would believe to have an effect."""
+    for name in values:
+        if name not in _KNOWN:
+            raise UsageError(f"config section {name} is not known; {did_you_mean(name, _KNOWN)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSection:

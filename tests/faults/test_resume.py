@@ -37,6 +37,12 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """For the runs, which have the environment of this process."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
 def test_killed_anywhere_a_run_ends_the_same(data, tmp_path):
     verdict = verify_resume(command(data), tmp_path, trials=KILLS, phases=PHASES)
     print(format_verdict(verdict, signal.SIGKILL))
@@ -86,6 +92,15 @@ def test_told_to_stop_while_it_starts_a_run_ends_with_75(tmp_path, number):
     status, printed = run([sys.executable, "-m", "jaxseg.main", f"--config={recipe}"])
     assert status == 75, printed
     assert printed.startswith(f"jaxseg: {number.name}: "), printed
+
+
+def test_a_process_starts_with_large_pages_unless_told_otherwise(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("import os, sys\nsys.exit(os.environ['GLIBC_TUNABLES'])\n")
+    argv = [sys.executable, "-m", "jaxseg.main", f"--config={recipe}"]
+    assert run(argv) == (1, "glibc.malloc.hugetlb=1\n")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert run(argv) == (1, "glibc.malloc.check=0\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

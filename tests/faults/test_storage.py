@@ -8,6 +8,7 @@ import time
 import pytest
 
 from jaxseg.checkpoints import DIRECTORY, stored_steps
+from jaxseg.logs import TIMINGS_FILE, read_rows
 from jaxseg.verify import run_digests
 from tests.faults.runs import ROOT, command, run, write_data
 
@@ -15,6 +16,23 @@ CAN_MOUNT = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode == 0
 )
 mounts = pytest.mark.skipif(not CAN_MOUNT, reason="no mount namespaces here")
+
+
+CLOCK_JUMPS = f"""
+import random, runpy, threading, time
+
+real, draw, offset = time.time, random.Random(0), [0.0]
+time.time = lambda: real() + offset[0]
+
+def jump():
+    while True:
+        time.sleep(draw.uniform(0.02, 0.2))
+        offset[0] = draw.choice([0.0, -3600.0, 86400.0, -30 * 365 * 86400.0, 30 * 365 * 86400.0])
+
+threading.Thread(target=jump, daemon=True).start()
+get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
+"""
+"""A recipe under which the clock on the wall, as Python tells it, is set again ten times a second."""
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +188,14 @@ def test_a_checkpoint_without_a_file(place, digests, tmp_path):
     assert "Going on from step 20 of 24." in printed
     assert run_digests(workdir) == digests
     assert stored_steps(workdir)[-1] == 24 and (workdir / "broken" / "24.0").is_dir()
+
+
+def test_a_clock_that_jumps(place, digests, tmp_path):
+    recipe = tmp_path / "jumps.py"
+    recipe.write_text(CLOCK_JUMPS)
+    status, printed = run(argv(place, tmp_path / "run", recipe=recipe))
+    assert status == 0, printed
+    assert "Traceback" not in printed, printed
+    assert run_digests(tmp_path / "run") == digests
+    told = [row["unix_time"] for row in read_rows(tmp_path / "run" / TIMINGS_FILE)]
+    assert max(told) - min(told) > 86400, "or nothing has jumped"
