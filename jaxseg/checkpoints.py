@@ -334,7 +334,7 @@ def _checked(meta: dict[str, Any], arrays: PyTree, where: Path) -> dict[str, Any
     content = {key: value for key, value in meta.items() if key != "seal"}
     if "seal" not in meta or "sha256" not in meta or meta["seal"] != _seal(content):
         raise _unreadable(where, ValueError("its meta fails its checksum"))
-    if "format" not in content or content["format"] != _FORMAT:
+    if "format" not in content or content.pop("format") != _FORMAT:
         raise UserError(
             f"{where} was written by another version of jaxseg, whose checkpoints this one can't read; go on "
             "with that version, or use another --workdir"

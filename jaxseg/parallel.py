@@ -67,7 +67,7 @@ class Parallel:
     def describe_resume(self) -> str:
         """For people: whether a run that goes on is the same to the bit on these devices."""
         # XLA of the switch: "Guarantees run-to-run determinism". No atomic sums, no kernels chosen by timing.
-        flags = os.environ.get("XLA_FLAGS", "").split()
+        flags = (os.getenv("XLA_FLAGS") or "").split()
         if self.devices[0].platform != "gpu" or {DETERMINISTIC, f"{DETERMINISTIC}=true"} & set(flags):
             return "exact, bit for bit"
         return (

@@ -182,7 +182,7 @@ def format_verdict(verdict: Verdict, number: signal.Signals) -> str:
 
 def _deterministic_environment() -> dict[str, str]:
     """This process's, with kernels of a fixed order on GPUs: others differ from run to run by themselves."""
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags = os.getenv("XLA_FLAGS") or ""
     return {**os.environ, "XLA_FLAGS": flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true"}
 
 
