@@ -30,8 +30,12 @@ class UsageError(UserError):
     exit_status = 2
 
 
-class Preempted(UserError):
-    """Told to stop; the state is saved and the same command goes on."""
+class Preempted(BaseException):
+    """Told to stop; the state is saved and the same command goes on.
+
+    As with KeyboardInterrupt, `except Exception` lets it pass: it comes up anywhere, and a file that is not
+    read to its end for it is not broken.
+    """
 
     exit_status = 75
 

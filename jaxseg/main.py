@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with StopSignal() as stop:
             status = _run(arguments, stop)
-    except UserError as e:
-        if debug and not isinstance(e, Preempted):
+    except (UserError, Preempted) as e:
+        if debug and isinstance(e, UserError):
             raise
         print(f"jaxseg: {e}", file=sys.stderr)
         status = e.exit_status

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from jaxseg.errors import Preempted
 
@@ -37,12 +37,14 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: str | None = None
         self._nothing_unsaved: Callable[[], bool] | None = None
+        self._is_lost = False
 
     def __enter__(self) -> Self:
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
         self._listener, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         self._previous_bell = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._watcher = threading.Thread(target=self._watch, name="stop", daemon=True)
         self._watcher.start()
         return self
@@ -53,6 +55,7 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_bell)
+        sys.unraisablehook = self._previous_hook
         self._bell.close()  # ends the watcher
         self._watcher.join()
         self._listener.close()
@@ -82,9 +85,18 @@ class StopSignal:
         self.check()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            return  # once is enough to unwind, and the watcher is about to end the process
         self.received = signal.Signals(number).name
         if self._nothing_unsaved is None:
             self.check()
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """Inside a destructor Python drops what the handler raises, and tells this hook."""
+        if isinstance(unraisable.exc_value, Preempted):
+            self._is_lost = True
+        else:
+            self._previous_hook(unraisable)
 
     def _watch(self) -> None:
         first: float | None = None
@@ -101,7 +113,7 @@ class StopSignal:
                 first = time.monotonic()
             unsaved = self._nothing_unsaved
             late = first is not None and time.monotonic() - first > GRACE_S
-            if late and (unsaved is None or unsaved()):
+            if (late or self._is_lost) and (unsaved is None or unsaved()):
                 _end("ended in the middle of a computation, after the last save; the same command goes on")
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import health, losses, summary
 from jaxseg.checkpoints import Checkpoints, Pretrained
-from jaxseg.errors import Preempted, UsageError, UserError, storage_errors
+from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.experiment import (
     Data,
     Experiment,
@@ -80,8 +80,6 @@ def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: 
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
     try:
         train(config, directory, recipes=recipes, stop=stop, wait=True)
-    except Preempted:
-        raise
     except UserError as e:
         raise UserError(
             f"{e} (this is the parent, {config.recipe}: flags of its own go to its own command, with "
@@ -129,7 +127,8 @@ def _go_on(
             # It has donated the state, and the report wants the memory.
             del state
             log.enter("report", loop.step)
-            saved.wait()
+            with stop.deferred(lambda: False):
+                saved.wait()
             _report(run, data, workdir, parent, parent_dir)
 
 

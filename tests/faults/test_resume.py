@@ -103,6 +103,21 @@ def test_a_process_starts_with_large_pages_unless_told_otherwise(tmp_path, monke
     assert run(argv) == (1, "glibc.malloc.check=0\n")
 
 
+def test_a_signal_in_a_destructor_which_swallows_exceptions_ends_a_run_all_the_same(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import signal, time\n"
+        "class Short:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "Short()\n"
+        "time.sleep(60)\n"
+    )
+    status, printed = run([sys.executable, "-m", "jaxseg.main", f"--config={recipe}"])
+    assert status == 75, printed
+    assert printed.startswith("jaxseg: ") and printed.count("\n") == 1, printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_after_the_end_changes_nothing(number):
     late = f"import atexit, signal; atexit.register(signal.raise_signal, {int(number)});"

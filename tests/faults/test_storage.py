@@ -35,6 +35,20 @@ get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
 """A recipe under which the clock on the wall, as Python tells it, is set again ten times a second."""
 
 
+TOLD_TO_STOP_WHILE_IT_READS = f"""
+import runpy, signal
+import orbax.checkpoint as ocp
+
+original = ocp.CheckpointManager.restore
+def restore(*args, **keywords):
+    ocp.CheckpointManager.restore = original
+    signal.raise_signal(signal.SIGTERM)
+    return original(*args, **keywords)
+ocp.CheckpointManager.restore = restore
+get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with data, and the digests of a run that met no fault."""
@@ -199,3 +213,15 @@ def test_a_clock_that_jumps(place, digests, tmp_path):
     assert run_digests(tmp_path / "run") == digests
     told = [row["unix_time"] for row in read_rows(tmp_path / "run" / TIMINGS_FILE)]
     assert max(told) - min(told) > 86400, "or nothing has jumped"
+
+
+def test_a_checkpoint_that_was_not_read_to_its_end_is_not_broken(place, digests, tmp_path):
+    recipe = tmp_path / "told.py"
+    recipe.write_text(TOLD_TO_STOP_WHILE_IT_READS)
+    workdir = half_way(place, tmp_path)
+    status, printed = run(argv(place, workdir, recipe=recipe))
+    assert status == 75, printed
+    assert "SIGTERM" in one_line(printed)
+    assert not (workdir / "broken").exists()
+    assert run(argv(place, workdir))[0] == 0
+    assert run_digests(workdir) == digests
