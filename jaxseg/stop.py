@@ -75,7 +75,7 @@ class StopSignal:
     def deferred(self, nothing_unsaved: Callable[[], bool]) -> Iterator[None]:
         """Within, a signal only sets `received`; `nothing_unsaved` says when ending at once loses nothing.
 
-        Raises Preempted at the end of the block if a signal came that nobody asked for.
+        Raises Preempted at the end of the block if a signal came that no `check` within has seen.
         """
         self._nothing_unsaved = nothing_unsaved
         try:
