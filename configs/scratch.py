@@ -11,32 +11,36 @@ DATASET     streets     generated scenes, 128x128, width 16: minutes on a laptop
             cityscapes  the report's setting: 256x256, width 64, Adam 1e-3, batch 8, 100 epochs
             folder      your own photos and masks; needs --config.dataset.data_dir
 
-Every key of a run stands here. Sections go as keywords to one function each, named in the comment.
+Every key of a run stands here: `_data`, `_model` and `_run` hold the sections, `_fit` what a dataset changes.
+Sections go as keywords to one function each, named in the comment.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 
 def get_config(dataset: str = "streets") -> ConfigDict:
     """The recipe with the sizes that fit `dataset`."""
-    config = ConfigDict()
-    config.recipe = "scratch"
+    config = ConfigDict({"recipe": "scratch", **_data(dataset or "streets"), **_model(), **_run()})
+    _fit(config)
+    return config.lock()
 
-    config.dataset = ConfigDict(  # experiment.open_data, data.open_source
-        {
-            "name": dataset or "streets",
+
+def _data(name: str) -> dict[str, Any]:
+    return {
+        "dataset": {  # experiment.open_data, data.open_source
+            "name": name,
             "data_dir": "",
             "image_size": (256, 256),  # height, width that the network sees
             "void": "ignore",  # or "background": void pixels are trained and scored as that class
             "region_class": "person",  # the rare class whose regions occlusion covers; "" for none
             "prepared_dir": "",  # "": $JAXSEG_CACHE or ~/.cache/jaxseg
             "options": {},  # what only this source knows
-        }
-    )
-    config.augment = ConfigDict(  # augment.build_augmentation
-        {
+        },
+        "augment": {  # augment.build_augmentation
             "flip": 0.0,
             "scale_crop": (1.0, 1.0),
             "colour": 0.0,
@@ -44,14 +48,16 @@ def get_config(dataset: str = "streets") -> ConfigDict:
                 "boxes": {"probability": 0.0, "count": 2, "min_share": 0.1, "max_share": 0.3},
                 "regions": {"probability": 0.0, "count": 2, "min_share": 0.3, "max_share": 0.7, "grey": 0.7},
             },
-        }
-    )
-    config.model = ConfigDict(  # models.build_unet
-        {"width": 64, "depth": 3, "norm": "batch", "dtype": "float32", "dropout": 0.0}
-    )
-    # Every loss with its weight; 0 leaves it out. class_weights: none, inverse_sqrt, inverse, median.
-    config.loss = ConfigDict(  # losses.build_loss
-        {
+        },
+    }
+
+
+def _model() -> dict[str, Any]:
+    return {
+        # models.build_unet
+        "model": {"width": 64, "depth": 3, "norm": "batch", "dtype": "float32", "dropout": 0.0},
+        # Every loss with its weight; 0 leaves it out. class_weights: none, inverse_sqrt, inverse, median.
+        "loss": {  # losses.build_loss
             "cross_entropy": {"weight": 1.0, "class_weights": "none", "label_smoothing": 0.0},
             "dice": {
                 "weight": 0.0,
@@ -71,10 +77,8 @@ def get_config(dataset: str = "streets") -> ConfigDict:
                 "class_weights": "none",
             },
             "lovasz": {"weight": 0.0, "over": "image", "classes": "present"},
-        }
-    )
-    config.optim = ConfigDict(  # optim.build_optimizer
-        {
+        },
+        "optim": {  # optim.build_optimizer
             "name": "adam",
             "learning_rate": 1e-3,
             "schedule": "constant",
@@ -86,15 +90,18 @@ def get_config(dataset: str = "streets") -> ConfigDict:
             "clip_norm": 0.0,
             "freeze": (),
             "multipliers": (),  # pairs such as (("^down", 0.1),): factors of the rate by parameter path
-        }
-    )
-    # recipe: the file beside this one whose best parameters a fine-tune starts from ("" for none);
-    # workdir: a run to take instead; exclude: patterns of parameter paths that stay fresh.
-    config.init = ConfigDict({"recipe": "", "workdir": "", "exclude": ()})
-    # steps > 0 counts instead of epochs; accumulate cuts a batch into that many microbatches; nonfinite:
-    # "stop" at a step whose loss or gradient is not finite, or "skip" it.
-    config.train = ConfigDict(
-        {
+        },
+    }
+
+
+def _run() -> dict[str, Any]:
+    return {
+        # recipe: the file beside this one whose best parameters a fine-tune starts from ("" for none);
+        # workdir: a run to take instead; exclude: patterns of parameter paths that stay fresh.
+        "init": {"recipe": "", "workdir": "", "exclude": ()},
+        # steps > 0 counts instead of epochs; accumulate cuts a batch into that many microbatches; nonfinite:
+        # "stop" at a step whose loss or gradient is not finite, or "skip" it.
+        "train": {
             "epochs": 40.0,
             "steps": 0,
             "batch_size": 8,
@@ -102,15 +109,25 @@ def get_config(dataset: str = "streets") -> ConfigDict:
             "ema_decay": 0.0,
             "seed": 0,
             "nonfinite": "stop",
-        }
-    )
-    # every_steps > 0 counts instead of epochs; patience: evaluations without a better mIoU before the run
-    # ends early (0: never).
-    config.evaluate = ConfigDict({"every_epochs": 1.0, "every_steps": 0, "batch_size": 8, "patience": 0})
-    config.checkpoint = ConfigDict({"keep": 2, "every_steps": 0})  # 0: at evaluations only
-    config.parallel = ConfigDict({"mode": "sharded", "workers": 0, "threads": 2, "buffer": 4})
-    config.log = ConfigDict({"every": 10, "tensorboard": True, "images": 4})
+        },
+        # every_steps > 0 counts instead of epochs; patience: evaluations without a better mIoU before the
+        # run ends early (0: never).
+        "evaluate": {"every_epochs": 1.0, "every_steps": 0, "batch_size": 8, "patience": 0},
+        "checkpoint": {"keep": 2, "every_steps": 0},  # 0: at evaluations only
+        # mesh: devices for the images of a batch (0: all) times devices for the rows of an image; see README.
+        "parallel": {
+            "mode": "sharded",
+            "mesh": {"data": 0, "rows": 1},
+            "workers": 0,
+            "threads": 2,
+            "buffer": 4,
+        },
+        "log": {"every": 10, "tensorboard": True, "images": 4},
+    }
 
+
+def _fit(config: ConfigDict) -> None:
+    """What differs from dataset to dataset; camvid takes all as it stands above."""
     match config.dataset.name:
         case "streets":
             config.dataset.image_size = (128, 128)
@@ -132,4 +149,3 @@ def get_config(dataset: str = "streets") -> ConfigDict:
         case "folder":
             config.dataset.options = {"classes": ""}
             config.augment.flip = 0.5
-    return config.lock()

@@ -5,7 +5,8 @@ holds it, and this list, to that:
 
     0   types, errors                         the data that everything passes around; what a user can cause
     1   models, losses, metrics, augment, optim           the science, pure
-    1   best, health, jsonfile, locks, stop               small tools of a run
+    1   best, broken, files, health, locks, meta, printing, stop  small tools of a run
+    1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches
     3   parallel, checkpoints                 devices; what survives a crash
     4   evaluate, figures, logs, summary      what people look at
@@ -13,6 +14,7 @@ holds it, and this list, to that:
     6   score                                 a stored run on a split
     7   loop, doctor                          one run from step to step; what is wrong with a machine
     8   train, verify                         a run to its end, parent first; interrupted runs end the same
+    8   benchmark                             how fast this machine is, against PyTorch too
     9   replay                                a step of a run once more
     10  main                                  flags and commands
 """

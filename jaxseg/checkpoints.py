@@ -12,50 +12,67 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
-import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
-from jaxseg.errors import UserError
+from jaxseg import distributed
+from jaxseg.broken import set_aside
+from jaxseg.errors import UserError, shortened
+from jaxseg.files import sealed, unsealed
+from jaxseg.meta import Meta
 from jaxseg.optim import matches, parameter_path
+from jaxseg.stop import held
 from jaxseg.types import PyTree, TrainState
+
+T = TypeVar("T")
 
 DIRECTORY = "checkpoints"
 
 _OVERHEAD_BYTES = 1 << 20
 """What a checkpoint takes on the disk beside its arrays, and room for the log."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Of what `save` writes; another number for each change that this module can't read."""
 
-_NEVER_S = 100 * 365 * 24 * 3600
-"""Orbax's time limit of a save goes by the clock on the wall, which can jump by decades when it is set."""
+_NEVER_S = 290 * 365 * 24 * 3600
+"""Orbax's time limit of a save goes by the clock on the wall, which can jump by decades when it is set.
+
+Python's own waits take no more than 292 years.
+"""
+
+
+class ForeignCheckpoint(UserError):
+    """One of another run, or of another version of jaxseg: nothing is wrong with it, and it stays."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it."""
+    """The checkpoints of one run, for the process that trains it, or all that do."""
 
     def __init__(self, workdir: Path, *, keep: int) -> None:
-        """Opens or makes `workdir/checkpoints`; `keep` latest steps stay, and the best."""
+        """Opens or makes `workdir/checkpoints`; `keep` latest steps stay, and the best.
+
+        Raises OSError where it can't be made.
+        """
+        (workdir / DIRECTORY).mkdir(exist_ok=True)  # orbax would find out at the first save
         self._policy = _LatestAndBest(keep)
         self._workdir = workdir
         self._manager = _manager(workdir, self._policy)
 
-    def save(self, step: int, state: TrainState, meta: Mapping[str, Any], *, best: int | None) -> None:
-        """Starts a save and returns; of the older steps, the latest and `best` stay.
+    def save(self, state: TrainState, meta: Meta, *, best: int | None) -> None:
+        """Starts a save of step `meta.step` and returns; of the older steps, the latest and `best` stay.
 
         Raises UserError where this or the save before it can't be written.
         """
         import orbax.checkpoint as ocp
 
+        step = meta.step
         self.wait()
         if step in self._manager.all_steps():
             return
@@ -67,22 +84,33 @@ class Checkpoints:
         with self._storage_errors(step):
             self._manager.save(step, args=content, force=True)
 
-    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_newest(
+        self, like: TrainState, check: Callable[[Meta], None]
+    ) -> tuple[TrainState, Meta] | None:
         """The state and meta of the newest sound checkpoint, placed as `like`; None where there is none yet.
 
         A broken one that is newer is moved to `workdir/broken` and said. Raises UserError where all are
-        broken; they then stay where they are.
+        broken, and ForeignCheckpoint for one of another version or for which `check`, which sees it before
+        the arrays are read, raises that; they then stay where they are.
         """
         broken: dict[int, UserError] = {}
         steps = sorted(self._manager.all_steps(), reverse=True)
+        distributed.check_same_files({"the list of checkpoints": steps})
         for step in steps:
+            found, error = None, None
             try:
-                found = _restored(self._manager, self._workdir, step, like)
+                found = _restored(self._manager, self._workdir, step, like, check)
+            except ForeignCheckpoint:
+                raise
             except UserError as e:
-                broken[step] = e
+                error = e
+            # One that a single process can't read is broken for all, or they would go on from other steps.
+            problems = [text for text in distributed.gathered(error and str(error)) if text]
+            if problems:
+                broken[step] = error or UserError(problems[0])
                 continue
-            for number, error in broken.items():
-                self._move_away(number, error)
+            for number, problem in broken.items():
+                self._move_away(number, problem)
             return found
         if steps:
             raise broken[steps[0]]
@@ -100,6 +128,11 @@ class Checkpoints:
     def _check_room(self, step: int, state: TrainState) -> None:
         # Before tensorstore meets the end of the disk in threads of its own, where it can only be noisy.
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+        if not self._workdir.is_dir():
+            raise UserError(
+                f"{self._workdir} is not there any more; bring it back, and the same command goes on from "
+                "its last checkpoint"
+            )
         free = shutil.disk_usage(self._workdir).free
         if free < need:
             raise UserError(
@@ -108,14 +141,11 @@ class Checkpoints:
             )
 
     def _move_away(self, step: int, error: UserError) -> None:
-        home = self._workdir / "broken"
-        home.mkdir(exist_ok=True)
-        number = next(n for n in itertools.count() if not (home / f"{step}.{n}").exists())
-        (self._workdir / DIRECTORY / str(step)).rename(home / f"{step}.{number}")
+        if distributed.is_main():
+            place = set_aside(self._workdir / DIRECTORY / str(step), self._workdir)
+            print(f"Warning: {error}; moved to {place}, going on from an older one", file=sys.stderr)
+        distributed.gathered(None)  # the others look only when it is done
         self._manager.reload()
-        print(
-            f"Warning: {error}; moved to {home}/{step}.{number}, going on from an older one", file=sys.stderr
-        )
 
     @contextlib.contextmanager
     def _storage_errors(self, step: int | None) -> Iterator[None]:
@@ -124,8 +154,8 @@ class Checkpoints:
         except Exception as e:
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise UserError(
-                f"{self._workdir / DIRECTORY}: {what} can't be saved ({_one_line(e)}); make room or mend the "
-                "disk, and the same command goes on from the last one that was"
+                f"{self._workdir / DIRECTORY}: {what} can't be saved ({shortened(e)}); make room or mend "
+                "the disk, and the same command goes on from the last one that was"
             ) from e
 
     def __enter__(self) -> Self:
@@ -143,32 +173,70 @@ class Checkpoints:
             self._manager.close()
 
 
-def restore_before(workdir: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """State and meta of the newest checkpoint before `step`, placed as `like`; None where there is none.
+def restore_before(workdir: Path, step: int, like: TrainState) -> tuple[TrainState, Meta] | None:
+    """State and meta of the newest sound checkpoint before `step`, placed as `like`; None: there is none.
 
-    Raises UserError for a broken one.
+    Says so where that is not the newest. Raises UserError where all are broken, ForeignCheckpoint.
     """
     earlier = [number for number in stored_steps(workdir) if number < step]
     if not earlier:
         return None
-    manager = _manager(workdir, None, whole=True)
-    try:
-        return _restored(manager, workdir, earlier[-1], like)
-    finally:
-        manager.close()
+    with _reader(workdir, whole=True) as manager:
+        return _first_sound(reversed(earlier), lambda number: _restored(manager, workdir, number, like))
 
 
-def _restored(manager: Any, workdir: Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def _restored(
+    manager: Any, workdir: Path, step: int, like: TrainState, check: Callable[[Meta], None] | None = None
+) -> tuple[TrainState, Meta]:
     import orbax.checkpoint as ocp
 
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-    where = workdir / DIRECTORY / str(step)
-    try:
-        restored = manager.restore(step, args=content)
-    except Exception as e:
-        raise _unreadable(where, e) from e
-    return restored["state"], _checked(restored["meta"], restored["state"], where)
+    meta, digests = _read_meta(manager, workdir, step)
+    if check is not None:
+        check(meta)
+    with _reading(workdir, step):
+        content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = manager.restore(step, args=content)["state"]
+        _check_arrays(state, digests)
+    return state, meta
+
+
+def newest_meta(workdir: Path) -> Meta:
+    """What the newest sound checkpoint says that was saved with it; says so where a newer one is broken.
+
+    Raises UserError where none can be read, ForeignCheckpoint.
+    """
+    with _reader(workdir) as manager:
+        return _first_sound(
+            _newest_first(manager, workdir), lambda step: _read_meta(manager, workdir, step)[0]
+        )
+
+
+def _newest_first(manager: Any, workdir: Path) -> list[int]:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        raise _nothing_saved(workdir)
+    return steps
+
+
+def _first_sound(steps: Iterable[int], read: Callable[[int], T]) -> T:
+    """What `read` gives for the first of `steps` for which it doesn't raise UserError; says which it is.
+
+    Raises the first such error where it always does, and ForeignCheckpoint at once.
+    """
+    errors: list[UserError] = []
+    for step in steps:
+        try:
+            found = read(step)
+        except ForeignCheckpoint:
+            raise
+        except UserError as e:
+            errors.append(e)
+            continue
+        if errors:
+            print(f"Warning: {errors[0]}; step {step} is taken in its place", file=sys.stderr)
+        return found
+    raise errors[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,48 +246,42 @@ class Pretrained:
     step: int
     variables: dict[str, PyTree]
     """'params' and 'batch_stats' (the average where the run kept one), NumPy arrays."""
-    meta: dict[str, Any]
+    meta: Meta
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all the variables."""
+        return hashlib.sha256(repr(sorted(array_digests(self.variables).items())).encode()).hexdigest()
 
 
 def stored_steps(workdir: Path) -> list[int]:
     """The steps that are saved whole, rising; [] where there are none."""
     folder = workdir / DIRECTORY
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # As orbax has it, which here is not asked: it takes a second to import.
+    names = (p.name for p in folder.iterdir() if p.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def read_pretrained(workdir: Path, best: int | None = None) -> Pretrained:
     """What the checkpoint of step `best` has learned; without one, or where it is broken, the latest sound.
 
-    Says so where `best` could not be had. Raises UserError where there is no sound checkpoint.
+    Says so where `best` could not be had. Raises UserError where there is no sound checkpoint,
+    ForeignCheckpoint.
     """
-    if not (workdir / DIRECTORY).is_dir():
-        raise UserError(f"{workdir} holds no checkpoints; train there first, or name another --workdir")
-    manager = _manager(workdir, None)
-    try:
-        steps = sorted(manager.all_steps(), reverse=True)
-        if not steps:
-            raise UserError(f"{workdir / DIRECTORY} is empty; train there first, or name another --workdir")
-        errors = []
-        for step in steps if best is None else [best, *(s for s in steps if s != best)]:
-            try:
-                found = _read_variables(manager, workdir, step)
-            except UserError as e:
-                errors.append(e)
-                continue
-            if errors:
-                print(f"Warning: {errors[0]}; step {found.step} is taken in its place", file=sys.stderr)
-            return found
-        raise errors[0]
-    finally:
-        manager.close()
+    with _reader(workdir) as manager:
+        steps = _newest_first(manager, workdir)
+        if best is not None:
+            steps = [best, *(step for step in steps if step != best)]
+        return _first_sound(steps, lambda step: _read_variables(manager, workdir, step))
 
 
 def _read_variables(manager: Any, workdir: Path, step: int) -> Pretrained:
     import orbax.checkpoint as ocp
 
-    where = workdir / DIRECTORY / str(step)
-    try:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    meta, digests = _read_meta(manager, workdir, step)
+    with _reading(workdir, step):
         shapes = manager.item_metadata(step)["state"]
         wanted = {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
         if shapes["ema"] is not None:
@@ -228,9 +290,7 @@ def _read_variables(manager: Any, workdir: Path, step: int) -> Pretrained:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         content = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
         found = manager.restore(step, args=ocp.args.Composite(state=content))["state"]
-    except Exception as e:
-        raise _unreadable(where, e) from e
-    meta = _checked(meta, found, where)
+        _check_arrays(found, digests)
     variables = found["ema"] if "ema" in found else found
     return Pretrained(step, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, meta)
 
@@ -239,17 +299,11 @@ def read_digests(workdir: Path, step: int) -> dict[str, str]:
     """`array_digests` of a checkpoint as it is on the disk. Raises UserError for a broken one."""
     import orbax.checkpoint as ocp
 
-    manager = _manager(workdir, None)
-    where = workdir / DIRECTORY / str(step)
-    try:
+    with _reader(workdir) as manager, _reading(workdir, step):
         shapes = manager.item_metadata(step)["state"]
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         content = ocp.args.PyTreeRestore(restore_args=as_numpy)
         return array_digests(manager.restore(step, args=ocp.args.Composite(state=content))["state"])
-    except Exception as e:
-        raise _unreadable(where, e) from e
-    finally:
-        manager.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,41 +373,53 @@ def array_digests(tree: PyTree) -> dict[str, str]:
     return digests
 
 
-def _sealed(meta: Mapping[str, Any], state: TrainState) -> dict[str, Any]:
+def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
     """`meta` with the checksums of the arrays and of itself."""
-    content = {**meta, "format": _FORMAT, "sha256": array_digests(state)}
-    return {**content, "seal": _seal(content)}
+    return sealed({**meta.to_json(), "format": _FORMAT, "sha256": array_digests(state)})
 
 
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _read_meta(manager: Any, workdir: Path, step: int) -> tuple[Meta, dict[str, str]]:
+    """(what was given to `save`, the checksums of the arrays). Raises UserError for another."""
+    import orbax.checkpoint as ocp
 
-
-def _checked(meta: dict[str, Any], arrays: PyTree, where: Path) -> dict[str, Any]:
-    """The meta as it was given to `save`. Raises UserError where it or an array is not what was saved."""
-    content = {key: value for key, value in meta.items() if key != "seal"}
-    if "seal" not in meta or "sha256" not in meta or meta["seal"] != _seal(content):
-        raise _unreadable(where, ValueError("its meta fails its checksum"))
+    with _reading(workdir, step):
+        content = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        content = unsealed(content)
     if "format" not in content or content.pop("format") != _FORMAT:
-        raise UserError(
-            f"{where} was written by another version of jaxseg, whose checkpoints this one can't read; go on "
-            "with that version, or use another --workdir"
+        raise ForeignCheckpoint(
+            f"{workdir / DIRECTORY / str(step)} was written by another version of jaxseg, whose checkpoints "
+            "this one can't read; go on with that version, or use another --workdir"
         )
-    digests = content.pop("sha256")
+    with _reading(workdir, step):
+        digests = content.pop("sha256")
+        meta = Meta.from_json(content)
+        if meta.step != step:
+            raise ValueError(f"it is of step {meta.step}")
+        return meta, digests
+
+
+def _check_arrays(arrays: PyTree, digests: Mapping[str, str]) -> None:
+    """Raises ValueError where an array is not what was saved."""
     for path, digest in array_digests(arrays).items():
         if path not in digests or digests[path] != digest:
-            raise _unreadable(where, ValueError(f"{path} fails its checksum"))
-    return content
+            raise ValueError(f"{path} fails its checksum")
 
 
-def _unreadable(where: Path, cause: Exception) -> UserError:
-    return UserError(
-        f"{where} can't be read ({_one_line(cause)}); bring it back from a copy, or move it away"
-    )
+@contextlib.contextmanager
+def _reading(workdir: Path, step: int) -> Iterator[None]:
+    """Turns whatever orbax, tensorstore and the checks raise into a UserError about the checkpoint."""
+    try:
+        with held():  # threads of tensorstore would print what they think of a reader that has gone
+            yield
+    except Exception as e:
+        raise UserError(
+            f"{workdir / DIRECTORY / str(step)} can't be read ({shortened(e)}); bring it back from a copy, "
+            "or move it away"
+        ) from e
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _nothing_saved(workdir: Path) -> UserError:
+    return UserError(f"{workdir} holds no checkpoints; train there first, or name another --workdir")
 
 
 class _LatestAndBest:
@@ -373,6 +439,18 @@ class _LatestAndBest:
         return [c.step in newest or c.step == self.best for c in checkpoints]
 
 
+@contextlib.contextmanager
+def _reader(workdir: Path, *, whole: bool = False) -> Iterator[Any]:
+    """Orbax's manager for reading only: parts of the state by name, or the `whole` of it."""
+    if not (workdir / DIRECTORY).is_dir():
+        raise _nothing_saved(workdir)
+    manager = _manager(workdir, None, whole=whole)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
 def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = False) -> Any:
     """Orbax's manager; without a policy it only reads: parts of the state by name, or the `whole` of it."""
     import orbax.checkpoint as ocp
@@ -382,7 +460,8 @@ def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = Fals
         preservation_policy=policy,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
-        async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S),
+        # Directories made beside would be waited for ten minutes of the same clock.
+        async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S, create_directories_asynchronously=False),
     )
     by_name = read_only and not whole
     state = ocp.PyTreeCheckpointHandler() if by_name else ocp.StandardCheckpointHandler()

@@ -5,13 +5,29 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_STORAGE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-)
+_ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk"
+_IN_THE_WAY = "move away what is in the way, or name another place"
+_LOCKS = "use a disk that knows locks"
+
+_MENDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMISSIONS),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), _DISK),
+    **dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP), _LOCKS),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _IN_THE_WAY
+    ),
+    errno.EROFS: "mount it for writing, or name another place",
+}
+"""What helps against what a disk may say."""
+
+
+OUT_OF_MEMORY = "(?i)out of memory|RESOURCE_EXHAUSTED"
+"""What XLA's errors say where a device's memory does not suffice."""
 
 
 class UserError(Exception):
@@ -53,12 +69,23 @@ def storage_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno not in _STORAGE:
+        if e.errno not in _MENDS:
             raise
         raise UserError(
-            f"{e.filename or where}: {e.strerror}; make room or mend the disk or its permissions; the same "
-            "command goes on from the last checkpoint"
+            f"{e.filename2 or e.filename or where}: {e.strerror}; {_MENDS[e.errno]}, and run the same "
+            "command again: all that was saved is kept"
         ) from e
+
+
+def say(line: str) -> None:
+    """The line that a process ends with, on standard error, if that can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"jaxseg: {line}", file=sys.stderr, flush=True)
+
+
+def shortened(error: Exception) -> str:
+    """What a library says, in one line of at most 200 characters: XLA's and tensorstore's go over many."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -40,9 +40,17 @@ class Evaluation:
         return self.confusion_ncc.sum(axis=0)
 
 
-def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], *, loss: Loss) -> Evaluation:
+def evaluate(
+    eval_step: EvalStep,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    loss: Loss,
+    fetch: Callable[[Any], Any] = np.asarray,
+) -> Evaluation:
     """Scores every image of `batches` once; an image with example_id -1 fills a last batch and is left out.
 
+    fetch: device array -> NumPy array of the whole, where a process has only a part of it.
     Losses are added up in float64 and pixels in int64, then divided once. Raises UserError for no image
     at all, and RuntimeError where a matrix does not hold every valid pixel of its image exactly once, a
     filling image holds any, or an image comes twice.
@@ -56,9 +64,9 @@ def evaluate(eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], *
         nonlocal total
         sums = jax.tree.map(lambda s: np.asarray(s, np.float64), output.loss_sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
-        example_ids = np.asarray(batch.example_id)
+        example_ids = fetch(batch.example_id)
         confusion_bcc = np.asarray(output.confusion_bcc, np.int64)
-        _check_counts(confusion_bcc, np.asarray(batch.label), example_ids)
+        _check_counts(confusion_bcc, fetch(batch.label), example_ids)
         matrices.append(confusion_bcc[example_ids >= 0])
         ids.append(example_ids[example_ids >= 0])
 

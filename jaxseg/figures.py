@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.files import replacing
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
 _INK, _FAINT, _ERROR = "#222222", "#8a8a8a", (255, 190, 0)
@@ -68,7 +69,8 @@ def save_array(rgb_hw3: np.ndarray, path: Path) -> None:
     """Writes [H, W, 3] uint8 sRGB as an image file, pixel by pixel."""
     from PIL import Image
 
-    Image.fromarray(rgb_hw3).save(path)
+    with replacing(path) as file:
+        Image.fromarray(rgb_hw3).save(file, format=path.suffix[1:])
 
 
 def prediction_sheet(
@@ -375,5 +377,10 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     """Figures made without pyplot render through Agg; nothing is kept after this."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be named by anybody: "$" is no formula
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.12)

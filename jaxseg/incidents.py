@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg import figures
+from jaxseg.files import write_json
 from jaxseg.types import Batch, ClassTable
 
 
@@ -21,7 +22,7 @@ def incident_folder(workdir: Path, step: int) -> Path:
 
 def replay_command(workdir: Path, step: int) -> str:
     """The command that takes the step again and shows where it goes wrong."""
-    return f"python -m jaxseg.main replay --workdir={workdir} --step={step}"
+    return f"python -m jaxseg.main replay --workdir={shlex.quote(str(workdir))} --step={step}"
 
 
 def write_incident(
@@ -33,8 +34,8 @@ def write_incident(
     recent: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     classes: ClassTable,
-) -> Path:
-    """Writes batch.png (photos beside labels, as the network saw them) and incident.json; the folder.
+) -> None:
+    """Writes batch.png (photos beside labels, as the network saw them) and incident.json to the folder.
 
     `statistics` of the step, `recent` lines of the log before it, `names` of the examples in the batch.
     """
@@ -52,8 +53,7 @@ def write_incident(
         "recent": list(recent),
         "replay": replay_command(workdir, step),
     }
-    (folder / "incident.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return folder
+    write_json(folder / "incident.json", content)
 
 
 def _picture(image_bhw3: np.ndarray) -> np.ndarray:

@@ -6,43 +6,55 @@ resumed run ends with the file of one that was never interrupted. The clock live
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import numpy as np
 
+from jaxseg.broken import set_aside
 from jaxseg.errors import UserError
+from jaxseg.files import sealed, unsealed, write_text
+from jaxseg.meta import LogMark, is_metrics_row, parsed_row
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 TENSORBOARD_DIR = "tensorboard"
 
+_EARLIER = 10
+
 
 class RunLog:
     """A run's figures, on disk. One process of a run opens it, as a context manager.
 
-    Opening with `start_step` cuts what was written after that step, so that the run can write it
-    again; a run that starts at 0 starts with an empty metrics.jsonl. timings.jsonl is never cut: it
-    says what was spent.
+    metrics.jsonl starts with `rows`, which are what `kept_rows` gives; what a killed run wrote after them is
+    cut, so that it can be written again. timings.jsonl is never cut: it says what was spent.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        rows: Sequence[dict[str, Any]],
+        tensorboard: bool = True,
+    ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        kept = [
-            row for row in read_rows(workdir / METRICS_FILE) if start_step > 0 and row["step"] <= start_step
-        ]
-        _replace_rows(workdir / METRICS_FILE, kept)
-        _replace_rows(workdir / TIMINGS_FILE, read_rows(workdir / TIMINGS_FILE))
-        self.rows_kept = len(kept)
-        self._last = {row["split"]: row["step"] for row in kept}
-        self._evaluations = [row for row in kept if row["split"] == "val"]
+        _replace(workdir / METRICS_FILE, rows)
+        _replace(workdir / TIMINGS_FILE, _readable_timings(workdir))
+        self._digest = hashlib.sha256("".join(map(_dump, rows)).encode())
+        self._rows = len(rows)
+        self._last = {row["split"]: row["step"] for row in rows}
+        self._evaluations = [row for row in rows if row["split"] == "val"]
+        self.earlier_steps = [row for row in rows if row["split"] == "train"][-_EARLIER:]
+        """The last "train" lines of earlier starts."""
         self._metrics = (workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._timings = (workdir / TIMINGS_FILE).open("a", encoding="utf-8")
         self._opened = time.perf_counter()
@@ -51,7 +63,7 @@ class RunLog:
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Add one line `{"step", "split", **figures}`; a line that already stands for both is kept.
 
-        Steps of a split rise.
+        Steps of a split rise. A "val" line gets a checksum, `seal`.
 
         `figures` holds numbers (NaN and infinity become null), strings, None, and lists, arrays and
         mappings of them. Numbers, and those one level down, go to TensorBoard as `split/name[/key]`.
@@ -62,9 +74,11 @@ class RunLog:
         self._last[split] = step
         row = {"step": step, "split": split, **plain}
         if split == "val":
+            # The newest one stands behind the mark of its checkpoint, and decides what is best.
+            row = sealed(row)
             self._evaluations.append(row)
-        _append(self._metrics, row)
-        self.rows_kept += 1
+        self._digest.update(_append(self._metrics, row).encode())
+        self._rows += 1
         if self._events is not None:
             self._events.add_scalars(_scalars(split, plain), step)
 
@@ -81,13 +95,13 @@ class RunLog:
         _append(self._timings, {"step": int(step), "unix_time": round(time.time(), 3), "phase": phase})
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The "val" lines, those of earlier starts included."""
+        """The "val" lines, each with its `seal`, those of earlier starts included."""
         return list(self._evaluations)
 
-    def sync(self) -> None:
-        """Returns when metrics.jsonl is on the disk, as far as it is written."""
-        self._metrics.flush()
+    def mark(self) -> LogMark:
+        """What is written so far, once it is on the disk."""
         os.fsync(self._metrics.fileno())
+        return LogMark(self._rows, self._digest.hexdigest(), self.evaluations())
 
     def image(self, step: int, tag: str, rgb_hw3: np.ndarray) -> None:
         """Show a picture, [H, W, 3] uint8 sRGB, in TensorBoard (only)."""
@@ -119,7 +133,89 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / METRICS_FILE
     if not path.exists():
         raise UserError(f"{path} is not there: name the workdir of a run that has been trained")
-    return read_rows(path)
+    return read_rows(path, is_metrics_row)
+
+
+def marked_rows(path: Path, step: int, mark: LogMark) -> list[dict[str, Any]] | None:
+    """The rows of metrics.jsonl up to `step`; None where those that `mark` is of are not what they were.
+
+    After the mark, which is made before the checkpoint of `step` is scored, comes at most that score; one
+    that fails its checksum is left out, and said.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    recovered = [_dump(row).encode() for row in _recovered(step, mark)]
+    if hashlib.sha256(b"".join(lines[: mark.rows])).hexdigest() == mark.sha256:
+        count = mark.rows
+    elif lines[: len(recovered)] == recovered:
+        count = len(recovered)
+    else:
+        return None
+    rows = [json.loads(line) for line in lines[:count]]
+    score = _score(lines[count], step, path) if count < len(lines) else None
+    return rows if score is None else [*rows, score]
+
+
+def _score(line: bytes, step: int, path: Path) -> dict[str, Any] | None:
+    """The evaluation of `step` that a line is; None where it is of a later step, cut short, or damaged."""
+    row = parsed_row(line)
+    try:
+        if row is None or not is_metrics_row(row):
+            raise ValueError("it is no line of a run log")
+        if (row["split"], row["step"]) != ("val", step):
+            return None
+        unsealed(row)
+    except ValueError as e:
+        if line.endswith(b"\n"):
+            print(f"Warning: {path}: the line after step {step} is left out: {e}", file=sys.stderr)
+        return None
+    return row
+
+
+def kept_rows(workdir: Path, start_step: int, mark: LogMark | None) -> list[dict[str, Any]]:
+    """The rows up to `start_step`, behind which a run goes on from a checkpoint with `mark`.
+
+    Where the file is not what the mark says, it is moved to `broken/`, loudly, and the evaluations of the
+    mark are given, behind a line that says so. A run that starts at 0, without a mark, has no rows yet; a
+    log that has evaluations all the same is moved likewise.
+    """
+    path = workdir / METRICS_FILE
+    if mark is not None:
+        rows = marked_rows(path, start_step, mark)
+        if rows is not None:
+            return rows
+        lost = f"{path} is not what this run had written up to step {start_step}"
+        instead = "the evaluations up to there come from the checkpoint, the other figures are lost"
+    else:
+        # A checkpoint is saved before it is scored: where there is a score, there was one.
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        rows = [row for line in lines if (row := parsed_row(line)) is not None and is_metrics_row(row)]
+        if not any(row["split"] == "val" and row["step"] > 0 for row in rows):
+            return []
+        lost = f"{path} goes to step {rows[-1]['step']} and there is no checkpoint"
+        instead = "the run starts anew"
+    _move_away(path, workdir, lost, f"{instead}; a copy of the workdir has more")
+    return [] if mark is None else _recovered(start_step, mark)
+
+
+def _recovered(step: int, mark: LogMark) -> list[dict[str, Any]]:
+    """What a log starts with whose own lines up to the checkpoint of `step` are lost."""
+    return [{"step": step, "split": "lost"}, *map(dict, mark.evaluations)]
+
+
+def _readable_timings(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of timings.jsonl, from which nothing is computed: a damaged one stops no run."""
+    path = workdir / TIMINGS_FILE
+    try:
+        return read_rows(path)
+    except UserError as e:
+        lines = path.read_bytes().splitlines()
+        _move_away(path, workdir, str(e), "the lines that can be read are kept")
+    return [row for line in lines if (row := parsed_row(line)) is not None]
+
+
+def _move_away(path: Path, workdir: Path, what: str, then: str) -> None:
+    place = f" (now {set_aside(path, workdir)})" if path.exists() else ""
+    print(f"Warning: {what}{place}: {then}", file=sys.stderr)
 
 
 class Progress:
@@ -223,39 +319,35 @@ def _time_left(first_step: int, first_time: float, step: int, now: float, total:
     return [f"{hours}:{minutes:02}:{seconds % 60:02} left"]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects in a jsonl file ([] if there is none), without a last line that was cut short."""
+def read_rows(path: Path, is_row: Callable[[Mapping[str, Any]], bool] | None = None) -> list[dict[str, Any]]:
+    """The objects in a jsonl file ([] if there is none), without a last line that was cut short.
+
+    Raises UserError for a line that has no step, or that `is_row` does not take for one.
+    """
     if not path.exists():
         return []
     # A line that is whole ends in a newline: what follows the last one was cut short.
     lines = path.read_bytes().split(b"\n")[:-1]
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError(row["step"])
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}, is not a line of a run log: mend or delete it") from None
-        rows.append(row)
+        row = parsed_row(line)
+        if row is not None and (is_row is None or is_row(row)):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number}, is not a line of a run log: mend or delete it")
     return rows
 
 
-def _replace_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def _replace(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(_dump(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, "".join(map(_dump, rows)))
 
 
-def _append(file: TextIO, row: dict[str, Any]) -> None:
-    file.write(_dump(row))
+def _append(file: TextIO, row: dict[str, Any]) -> str:
+    line = _dump(row)
+    file.write(line)
     file.flush()
+    return line
 
 
 def _dump(row: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg import figures, health, incidents
+from jaxseg import distributed, figures, health, incidents
 from jaxseg.best import Best, best_of
 from jaxseg.checkpoints import Checkpoints
+from jaxseg.distributed import Agreement
 from jaxseg.errors import Preempted, UserError
 from jaxseg.experiment import Data, Run, plain
 from jaxseg.logs import Progress, RunLog
+from jaxseg.meta import Meta
 from jaxseg.metrics import format_table
 from jaxseg.step import StepOutput
 from jaxseg.stop import StopSignal
@@ -27,6 +30,11 @@ MAX_SKIPPED = 10
 """Steps in a row whose gradient may be left out before the run ends after all."""
 
 _RECENT = 10
+
+_SLOW = 0.2
+"""Share of its time that a process has to wait for data before it is named as the one that holds up all."""
+
+_ELSEWHERE = "another process was told to stop"
 
 
 @dataclass
@@ -51,7 +59,12 @@ class Pace:
         self.seconds, self.since, self.steps = self.seconds + now - self.since, now, self.steps + 1
         if self.steps > 50:
             self.seconds, self.waited, self.steps = self.seconds / 2, self.waited / 2, self.steps // 2
-        return batch_size * self.steps / self.seconds, min(1.0, self.waited / self.seconds)
+        return batch_size * self.steps / self.seconds, self.wait_share
+
+    @property
+    def wait_share(self) -> float:
+        """The share of the time, 0 to 1; 0 before the first step."""
+        return min(1.0, self.waited / self.seconds) if self.seconds else 0.0
 
     def restart(self) -> None:
         """Leave out the time that evaluation and saving took."""
@@ -70,11 +83,17 @@ class Loop:
     stop: StopSignal
     state: TrainState
     step: int
+    skipped: int
+    """Steps in a row that were left out because they were not finite."""
     pace: Pace = field(default_factory=Pace)
+    told: Agreement = field(default_factory=Agreement)
+    """Whether this process or another was told to stop, as all know it."""
     unsaved: bool = False
-    skipped: int = 0
-    """Steps in a row that were left out for their gradient."""
-    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    recent: deque[dict[str, Any]] = field(init=False)
+    """Figures of the last steps, of the logged ones among those of an earlier start."""
+
+    def __post_init__(self) -> None:
+        self.recent = deque(self.log.earlier_steps, maxlen=_RECENT)
 
     def go_on(self) -> None:
         """To the last step, or to where patience is over. Raises Preempted when told to stop."""
@@ -92,10 +111,19 @@ class Loop:
             pending: tuple[int, StepOutput, Batch] | None = None
             self.log.enter("train", self.step)
             while not self.ended():
-                batch = self.pace.wait(stream)
+                try:
+                    batch = self.pace.wait(stream)
+                except Exception:
+                    # What stops a whole process group can end the workers that read before it is seen here.
+                    if self.stop.received is not None and not distributed.several():
+                        self._stop_without_data(bar, pending)
+                    raise
+                if pending is None:
+                    distributed.meet()  # with the first batch; what comes then may be late
                 self.unsaved = True
                 self.state, output = self.run.train_step(self.state, batch)
                 self.step += 1
+                self.told.ask(self.stop.received is not None)
                 # One step late, so that the devices have work while the host looks at the figures.
                 if pending is not None:
                     self._record(bar, *pending)
@@ -126,9 +154,7 @@ class Loop:
 
     def _pause_due(self) -> bool:
         every = self.run.experiment.checkpoint.every_steps
-        return (
-            self._evaluation_due() or bool(every and self.step % every == 0) or self.stop.received is not None
-        )
+        return self._evaluation_due() or bool(every and self.step % every == 0) or self.told.is_told
 
     def _evaluation_due(self) -> bool:
         return self.step % self.run.eval_every == 0 or self.step >= self.run.total_steps
@@ -145,28 +171,35 @@ class Loop:
 
     def save(self) -> None:
         """Starts a checkpoint of the state and of all that a later start has to know."""
-        self.log.sync()
+        mark = self.log.mark()
         self.log.enter("save", self.step)
-        meta = {
-            "step": self.step,
-            "log_rows": self.log.rows_kept,
-            "config": plain(self.run.experiment.config),
-            "classes": list(self.run.classes.names),
-            # What evaluation wants of the train split, which it then need not have.
-            "train_images": len(self.data.records["train"]),
-            "train_pixels": list(self.data.pixels("train")),
-            "data": self.data.fingerprint,
+        meta = Meta(
+            step=self.step,
+            skipped=self.skipped,
+            log=mark,
+            config=plain(self.run.experiment.config),
+            classes=list(self.run.classes.names),
+            train_images=len(self.data.records["train"]),
+            train_pixels=list(self.data.pixels("train")),
+            data=self.data.fingerprint,
             **self.data.hashes,
-        }
-        self.saved.save(self.step, self.state, meta, best=self.best().step)
+        )
+        self.saved.save(self.state, meta, best=self.best().step)
         self.unsaved = False
 
     def _end_if_told(self) -> None:
-        if self.stop.received is not None:
+        if self.told.settle(self.stop.received is not None):
             self.saved.wait()
-            raise Preempted(
-                f"{self.stop.received}: saved step {self.step}; the same command goes on from there"
-            )
+            what = self.stop.received or _ELSEWHERE
+            raise Preempted(f"{what}: saved step {self.step}; the same command goes on from there")
+
+    def _stop_without_data(self, bar: Progress, pending: tuple[int, StepOutput, Batch] | None) -> None:
+        """Saves what was trained until the data ended, and ends."""
+        if pending is not None:
+            self._record(bar, *pending)
+        if self.unsaved:
+            self.save()
+        self._end_if_told()
 
     def _record(self, bar: Progress, step: int, output: StepOutput, batch: Batch) -> None:
         """Fetches a step's figures, shows and logs them."""
@@ -180,7 +213,7 @@ class Loop:
         if step % every == 0 or step == 1:
             self.log.write(step, "train", {**statistics, "learning_rate": float(self.run.schedule(step - 1))})
             self.log.time(step, {"images_per_s": images_per_s, "wait_share": wait_share})
-        if math.isfinite(statistics["loss"]) and math.isfinite(statistics["grad_norm"]):
+        if output.is_finite:
             self.skipped = 0
             self.recent.append({"step": step, **statistics})
         else:
@@ -189,34 +222,43 @@ class Loop:
     def _incident(self, bar: Progress, step: int, statistics: dict[str, float], batch: Batch) -> None:
         """Keeps what is known of a step that was not finite; ends the run unless such steps are skipped."""
         ids = self.data.records["train"].manifest.example_ids
-        folder = incidents.write_incident(
-            self.workdir,
-            step,
-            batch,
-            statistics=statistics,
-            recent=self.recent,
-            names=[ids[i] for i in np.asarray(batch.example_id)],
-            classes=self.run.classes,
-        )
+        batch = self.run.experiment.parallel.fetch(batch)
+        folder = incidents.incident_folder(self.workdir, step)
+        if distributed.is_main():
+            incidents.write_incident(
+                self.workdir,
+                step,
+                batch,
+                statistics=statistics,
+                recent=self.recent,
+                names=[ids[i] for i in batch.example_id],
+                classes=self.run.classes,
+            )
         what = f"step {step}: loss is {statistics['loss']} and gradient norm {statistics['grad_norm']}"
+        if all(map(math.isfinite, statistics.values())):
+            what += ", and the state after it is not finite"
         self.skipped += 1
-        if self.run.experiment.train.nonfinite == "skip" and self.skipped <= MAX_SKIPPED:
+        skips = self.run.experiment.train.nonfinite == "skip"
+        if skips and self.skipped <= MAX_SKIPPED:
             bar.write(f"Warning: {what}; the step is left out, see {folder}")
             return
         in_a_row = f", {self.skipped} times in a row" if self.skipped > 1 else ""
+        go_on = "" if skips else ", or go on here with --config.train.nonfinite=skip"
         raise UserError(
             f"{what}{in_a_row}; {folder} holds the batch, and "
             f"`{incidents.replay_command(self.workdir, step)}` takes the step again; lower "
-            "optim.learning_rate or set optim.clip_norm=1 in a new --workdir, or go on here with "
-            "--config.train.nonfinite=skip"
+            f"optim.learning_rate or set optim.clip_norm=1 in a new --workdir{go_on}"
         )
 
     def _evaluate(self, bar: Progress) -> None:
         """Scores val, shows and logs it."""
         self.log.enter("evaluate", self.step)
+        self._warn_of_straggler(bar)
         classes, step = self.run.classes.names, self.step
-        result = self.run.evaluate(self.data, "val", self.state, watch=self.stop.checked)
+        result = self.run.evaluate(self.data, "val", self.state, watch=self._watched)
         scores = result.scores
+        if not math.isfinite(result.loss):
+            self._val_is_not_finite(bar, result.loss)
         self.log.write(
             step,
             "val",
@@ -234,6 +276,40 @@ class Loop:
         if count:
             images, labels, predictions = self.run.samples(self.data, "val", self.state, count)
             self.log.image(step, "val", figures.sheet_array(images, labels, predictions, self.run.classes))
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an evaluation, which ends between two of them where one process is told to stop."""
+        for batch in batches:
+            if self.told.ask(self.stop.received is not None):
+                what = self.stop.received or _ELSEWHERE
+                raise Preempted(f"{what}: all that was saved is kept; the same command goes on")
+            yield batch
+
+    def _warn_of_straggler(self, bar: Progress) -> None:
+        """Names the process for whose data all others wait; all have to call it."""
+        shares = distributed.gathered(self.pace.wait_share)
+        slowest = int(np.argmax(shares))
+        others = np.delete(shares, slowest)
+        if len(others) and shares[slowest] > max(_SLOW, 2 * float(np.median(others))):
+            host = distributed.gathered(socket.gethostname())[slowest]
+            bar.write(
+                f"Warning: process {slowest} on {host} waits for data {shares[slowest]:.0%} of its time, the "
+                f"others {np.median(others):.0%}, and all wait for it: a slow disk, or other work there?"
+            )
+
+    def _val_is_not_finite(self, bar: Progress, loss: float) -> None:
+        """Before it is logged, so that the next start comes to the same end."""
+        what = (
+            f"the loss on val is {loss} after step {self.step}, with parameters that are finite: outputs too "
+            "large for model.dtype, or running statistics far from those of the batches"
+        )
+        if self.run.experiment.train.nonfinite == "skip":
+            bar.write(f"Warning: {what}")
+            return
+        raise UserError(
+            f"{what}; lower optim.learning_rate in a new --workdir, or go on here with "
+            "--config.train.nonfinite=skip"
+        )
 
     def _warn(self, bar: Progress, confusion_cc: np.ndarray) -> None:
         losses = [row["loss"] for row in self.log.evaluations()]

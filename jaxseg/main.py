@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from jaxseg.errors import Preempted, UsageError, UserError, did_you_mean
-from jaxseg.stop import SIGNALS, StopSignal
+from jaxseg import supervise
+from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, did_you_mean, say, shortened
+from jaxseg.printing import NobodyReads, told_streams
+from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, held
 
 _HELP = """\
 Train, fine-tune and evaluate UNets for street-scene segmentation.
@@ -34,7 +40,7 @@ saved, run the same command again.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, *, stop: StopSignal | None = None) -> None:
     """Runs a command and exits with its status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -43,23 +49,119 @@ def main(argv: Sequence[str] | None = None) -> None:
             # A name may hold what the terminal's encoding has not.
             stream.reconfigure(errors="backslashreplace")
     arguments = [a for a in arguments if a != "--debug"]
+    cause: UserError | Preempted | None = None
     try:
-        with StopSignal() as stop:
-            status = _run(arguments, stop)
+        with stop or StopSignal() as listening, told_streams(), _memory_errors():
+            status = _run(arguments, listening)
+    except NobodyReads:
+        _end_at_once(1)
     except (UserError, Preempted) as e:
         if debug and isinstance(e, UserError):
             raise
-        print(f"jaxseg: {e}", file=sys.stderr)
-        status = e.exit_status
-    sys.exit(status)
+        say(f"{_which_process()}{e}")
+        status, cause = e.exit_status, e
+    if status and _which_process().startswith("process 0"):
+        # The others die with it, and may be about to say what they have found themselves.
+        time.sleep(2.0)
+    # The cause holds on to what was cut off, whose destructors may not be up to that.
+    raise SystemExit(status) from cause
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns the end of a machine's or a device's memory into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        # XLA raises a RuntimeError of its own, in words that differ from device to device.
+        if not isinstance(e, MemoryError) and not re.search(OUT_OF_MEMORY, str(e)):
+            raise
+        raise UserError(
+            f"out of memory ({shortened(e)}); use train.accumulate, parallel.mesh.rows or "
+            "model.dtype=bfloat16, or a smaller train.batch_size, evaluate.batch_size, model.width or "
+            "dataset.image_size"
+        ) from e
+
+
+def _which_process() -> str:
+    """For messages: "process 1 of 2: ", or nothing where there is one."""
+    if "jaxseg.distributed" not in sys.modules:
+        return ""
+    from jaxseg import distributed
+
+    return distributed.name()
 
 
 def program() -> None:
-    """`main` as a whole process: a signal before or after it would end that with a status of its own."""
+    """`main` as a whole process: a signal before or after it would end that with a status of its own.
+
+    One before it waits until `main` listens, one after it for ever.
+    """
+    # Ignored after it: other threads than this one are not kept from them. Linux holds what is blocked for
+    # who unblocks it, ignored or not; but ignoring anew, after the start anew below, would let go of it.
+    for number in ALL_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+    _open_streams()
     _use_large_pages()
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    main()
+    _drop_late_reads()
+    stop = StopSignal(to_parent=supervise.CHILD in os.environ)
+    if supervise.CHILD in os.environ:
+        supervise.end_with_parent()
+    elif any(argument.split("=")[0] in ("--distributed", "--coordinator") for argument in sys.argv[1:]):
+        _end_at_once(_supervised())
+    try:
+        main(stop=stop)
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code == 0:
+            raise
+        _end_at_once(end.code)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Ends the process without taking Python down, when all that had to be saved or said has been.
+
+    Threads of XLA and grain may be at work on what was cut off; where Python went down around them, a run
+    that was told to stop could end in a segmentation fault, which no scheduler takes for status 75.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        # Its reader may be gone.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _supervised() -> int:
+    command = [sys.executable, *sys.orig_argv[1:]]
+    try:
+        return supervise.run_supervised(
+            command, pass_on=PASSED_ON, show_all="--debug" in sys.argv, meeting=_meeting(sys.argv)
+        )
+    except UserError as e:
+        say(str(e))
+        return e.exit_status
+
+
+def _meeting(arguments: Sequence[str]) -> str:
+    """Where and how long the processes were to wait for each other, for messages."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_processes(parser)
+    known = parser.parse_known_args(arguments)[0]
+    return f"at {known.coordinator or 'the address of the job'} within {known.wait} s"
+
+
+def _open_streams() -> None:
+    """Gives a process that was started without them, as daemons are, streams that lead nowhere."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _use_large_pages() -> None:
@@ -71,6 +173,21 @@ def _use_large_pages() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _drop_late_reads() -> None:
+    """Says nothing of reads of a broken checkpoint that end when it has been given up.
+
+    Orbax closes its event loop at the first array that can't be read; tensorstore, which has the others under
+    way, would print a traceback for each.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _run(arguments: list[str], stop: StopSignal) -> int:
@@ -87,22 +204,58 @@ def _run(arguments: list[str], stop: StopSignal) -> int:
         )
     command, about = _COMMANDS[arguments[0]]
     parser = argparse.ArgumentParser(f"jaxseg {arguments[0]}", description=about, allow_abbrev=False)
-    return command(parser, arguments[1:])
+    try:
+        return command(parser, arguments[1:])
+    except SystemExit as end:  # argparse, which has printed its help
+        if end.code:
+            raise
+        return 0
 
 
 def _train(arguments: list[str], stop: StopSignal) -> int:
     parser = argparse.ArgumentParser("jaxseg", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
-    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--workdir", type=_path)
+    _add_processes(parser)
     args, overrides = _parsed(parser, arguments)
     path, _, dataset = args.config.partition(":")
     file = _recipe_file(path)
     _set_up()
-    config = _with_overrides(_loaded(file, dataset), overrides)
-    from jaxseg.train import train
+    with _joined(args):
+        config = _with_overrides(_loaded(file, dataset), overrides)
+        from jaxseg.train import train
 
-    train(config, args.workdir, recipes=file.parent, stop=stop)
+        train(config, args.workdir, recipes=file.parent, stop=stop)
     return 0
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="with the other processes of this Slurm, Open MPI or JobSet job",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="with others; where process 0 listens")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    parser.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N-1")
+    parser.add_argument("--wait", type=int, default=300, metavar="S", help="for the others (default: 300 s)")
+
+
+@contextlib.contextmanager
+def _joined(args: argparse.Namespace) -> Iterator[None]:
+    """With the other processes, where flags say that there are some; only the first prints then."""
+    flags = (args.coordinator, args.processes, args.process)
+    if not args.distributed and all(flag is None for flag in flags):
+        yield
+        return
+    from jaxseg import distributed
+
+    meeting = distributed.Meeting(*flags, wait_s=args.wait)
+    meeting.check()
+    distributed.start(meeting)
+    with distributed.exchange_errors(), distributed.only_main_prints():
+        yield
+        distributed.meet()  # the first process may still write its report
 
 
 def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
@@ -143,17 +296,19 @@ def _report(source: Any, splits: Sequence[str]) -> int:
 
 
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    parser.add_argument("--workdir", type=Path, required=True, help="of a trained run")
+    parser.add_argument("--workdir", type=_path, required=True, help="of a trained run")
     parser.add_argument("--split", default="val", help="val (default), test or train")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
+    _add_processes(parser)
     args, overrides = _parsed(parser, arguments)
     _set_up()
-    from jaxseg.experiment import read_config
-    from jaxseg.score import score_run
+    with _joined(args):
+        from jaxseg.experiment import read_config
+        from jaxseg.score import score_run
 
-    config = _with_overrides(read_config(args.workdir), overrides)
-    score_run(config, args.workdir, args.split, which=args.checkpoint)
+        config = _with_overrides(read_config(args.workdir), overrides)
+        score_run(config, args.workdir, args.split, which=args.checkpoint)
     return 0
 
 
@@ -163,7 +318,7 @@ def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int
     parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
     parser.add_argument("--steps", type=int, default=60, help="length of a run (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--scratch", type=Path, help="folder for the runs (default: a temporary one)")
+    parser.add_argument("--scratch", type=_path, help="folder for the runs (default: a temporary one)")
     parser.add_argument(
         "--phases",
         default="start,train,save,evaluate,report",
@@ -178,7 +333,7 @@ def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int
 
 
 def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=_path, required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the step to take again")
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
     args, overrides = _parsed(parser, arguments)
@@ -190,9 +345,34 @@ def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    parser.add_argument(
+        "--config",
+        default="configs/scratch.py:cityscapes",
+        metavar="FILE[:DATASET]",
+        help="whose model and batch (default: configs/scratch.py:cityscapes, the full size); no data is read",
+    )
+    parser.add_argument("--what", default="", help="comma-separated: train, forward, evaluate (default: all)")
+    parser.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a round (default: 1)")
+    parser.add_argument("--output", type=_path, help="JSON file for the figures")
+    parser.epilog = "--config.KEY=VALUE overrides the recipe, e.g. --config.train.batch_size=2"
+    args, overrides = _parsed(parser, arguments)
+    path, _, dataset = args.config.partition(":")
+    _set_up()
+    from jaxseg.benchmark import MEASURES, Options, benchmark
+    from jaxseg.experiment import Experiment
+
+    experiment = Experiment(_with_overrides(_loaded(_recipe_file(path), dataset), overrides))
+    what = tuple(args.what.split(",")) if args.what else tuple(MEASURES)
+    benchmark(experiment, Options(what, args.rounds, args.seconds, args.against is not None), args.output)
+    return 0
+
+
 def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.parse_args(arguments)
-    _set_up()
+    _quiet()
     from jaxseg.doctor import doctor
 
     return doctor()
@@ -203,6 +383,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
+    "benchmark": (_benchmark, "time steps, evaluation and more on this machine, against PyTorch if wanted"),
     "doctor": (_doctor, "look for what keeps jaxseg from running well on this machine"),
 }
 
@@ -227,17 +408,26 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
     return parser.parse_args(rest), list(overrides.values())
 
 
+def _path(text: str) -> Path:
+    # An empty one would be the current folder, which nobody means who has left a variable empty.
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+    if any("\ud800" <= c <= "\udfff" for c in text):  # how Python holds bytes that are no text
+        raise argparse.ArgumentTypeError(f"{text!r} is not in UTF-8; use another name")
+    return Path(text)
+
+
 def _recipe_file(name: str) -> Path:
     """The file as named, else the one beside the installed package, so that recipes work from anywhere."""
-    beside = Path(__file__).resolve().parent.parent / name
-    for path in (Path(name), beside):
-        if path.is_file():
+    root = Path(__file__).resolve().parent.parent
+    for path in (Path(name), root / name):
+        if os.path.isfile(path):  # False, too, for a name that is too long
             return path
-    known = sorted(p.name for p in (beside.parent).glob("*.py")) if beside.parent.is_dir() else []
-    hint = (
-        f"; {beside.parent} has {', '.join(known)}" if known else "; name a recipe such as configs/scratch.py"
-    )
-    raise UsageError(f"--config={name} is not there{hint}")
+    is_folder = os.path.isdir(name)
+    folder = Path(name) if is_folder else root / "configs"
+    recipes = ", ".join(sorted(p.name for p in folder.glob("*.py")))
+    hint = f"{folder} has {recipes}" if recipes else "name a recipe such as configs/scratch.py"
+    raise UsageError(f"--config={name} is {'a folder' if is_folder else 'not there'}; {hint}")
 
 
 def _loaded(file: Path, dataset: str) -> Any:
@@ -275,9 +465,16 @@ def _check_key(config: Any, path: str) -> None:
 
 def _set_up() -> None:
     """What has to be so before jax and grain are used, in one place and not at import."""
+    _quiet()
+    with held():  # jaxlib prints what is raised while its extension imports NumPy
+        import jax  # noqa: F401
+
+
+def _quiet() -> None:
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)
+    # What orbax's threads can't save is told in one line; their traceback is for --debug.
+    logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

@@ -1,14 +1,19 @@
 """The one place that names devices: the mesh, where arrays are placed, and how a step is compiled.
 
-Modes: `jit` uses one device; `sharded` is jit over a mesh of all local devices, the batch cut along
-its first axis; `pmap` is the classic form of the same. One pure body serves all three.
+Modes: `jit` uses one device; `sharded` is jit over a mesh of devices, the images of a batch cut along its
+first axis, and the rows of each image along the second where an image is too large for one device; `pmap` is
+the classic form of the first. With several processes (`distributed`) the mesh is over the devices of all.
+One pure body serves all: XLA's partitioner cuts what a device computes, exchanges the rows at the edges that
+a convolution needs of its neighbours, and sums over all devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,43 +21,122 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxseg.distributed import several
 from jaxseg.errors import UsageError
-from jaxseg.step import EvalOutput, EvalStep, TrainStep
-from jaxseg.types import PyTree
+from jaxseg.step import EvalOutput, EvalStep, PredictStep, TrainStep
+from jaxseg.types import Batch, PyTree
 
 MODES = ("sharded", "jit", "pmap")
 DATA_AXIS = "data"
+ROWS_AXIS = "rows"
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops"
 """XLA's switch for GPUs, read once when a process starts to use them."""
 
 
-def build_parallel(*, mode: str, batch_sizes: Sequence[int]) -> Parallel:
-    """A mode over as many of this machine's devices as divide all of `batch_sizes`.
+@dataclasses.dataclass(frozen=True)
+class MeshSize:
+    """`parallel.mesh`: into how many parts the images of a batch, and the rows of an image, are cut."""
 
-    Raises UsageError for a mode that is not known.
+    data: int
+    """0: as many as there are devices for and the batches can be divided by."""
+    rows: int
+
+
+def build_parallel(
+    *, mode: str, mesh: MeshSize, batch_sizes: Sequence[int], image_height: int, halvings: int
+) -> Parallel:
+    """A mode over the devices of this process, or of all that train together.
+
+    By default over as many as divide all of `batch_sizes`; of several processes all have to take part.
+    image_height, halvings: of the model's input, and how often it halves it: each device's rows have to stay
+    whole. Raises UsageError for a mode that is not known and a mesh that does not fit mode, batch, image or
+    machine.
     """
     if mode not in MODES:
         raise UsageError(f"parallel.mode={mode!r} is not known; choose one of {', '.join(MODES)}")
-    devices = jax.local_devices()
+    devices = jax.devices()
+    _check_mesh(mode, mesh, len(devices), batch_sizes)
+    processes = jax.process_count()
+    if processes > 1 and mode != "sharded":
+        raise UsageError(f"parallel.mode={mode} is for one process and there are {processes}; use sharded")
+    _check_processes(mesh.rows, devices)
     if mode == "jit":
         return Parallel(mode, tuple(devices[:1]))
-    count = next(n for n in range(len(devices), 0, -1) if not any(size % n for size in batch_sizes))
-    if count == len(devices):
-        return Parallel(mode, tuple(devices))
+    if image_height % (mesh.rows << halvings):
+        raise UsageError(
+            f"parallel.mesh.rows={mesh.rows} can't cut {image_height} rows that the model halves {halvings} "
+            f"times; make the height in dataset.image_size a multiple of {mesh.rows << halvings}, or use less"
+        )
+    most = len(devices) // mesh.rows
+    count = mesh.data or next(n for n in range(most, 0, -1) if not any(size % n for size in batch_sizes))
+    if processes > 1 and count * mesh.rows != len(devices):
+        sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
+        raise UsageError(
+            f"{processes} processes have {len(devices)} devices, in which batches of {sizes} with "
+            f"parallel.mesh of data={mesh.data} and rows={mesh.rows} leave some idle; choose batches that "
+            f"{most} divides, or start fewer processes"
+        )
+    if mesh.data:
+        return Parallel(mode, tuple(devices[: count * mesh.rows]), rows=mesh.rows)
+    if count == most:
+        return Parallel(mode, tuple(devices[: most * mesh.rows]), rows=mesh.rows)
     sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
-    why = f", {count} of {len(devices)} devices: as many as divide batches of {sizes}"
-    return Parallel(mode, tuple(devices[:count]), why)
+    why = f", {count * mesh.rows} of {len(devices)} devices: as many as divide batches of {sizes}"
+    return Parallel(mode, tuple(devices[: count * mesh.rows]), why, rows=mesh.rows)
+
+
+def _check_processes(rows: int, devices: Sequence[Any]) -> None:
+    """Raises UsageError where processes don't have equal shares, or images are cut across their borders."""
+    counts = Counter(device.process_index for device in devices)
+    each = counts[0]
+    if len(set(counts.values())) > 1:
+        numbers = ", ".join(str(counts[process]) for process in sorted(counts))
+        raise UsageError(f"the processes have {numbers} devices; start all of them with the same number")
+    if len(counts) > 1 and each % rows and rows % each:
+        raise UsageError(
+            f"parallel.mesh.rows={rows} would cut images across the borders of processes of {each} devices; "
+            f"use a divisor or a multiple of {each}"
+        )
+
+
+def _check_mesh(mode: str, mesh: MeshSize, devices: int, batch_sizes: Sequence[int]) -> None:
+    """Raises UsageError for a mesh that is none, or for more than there is."""
+    if mesh.data < 0 or mesh.rows < 1:
+        raise UsageError(
+            f"parallel.mesh.data={mesh.data} and rows={mesh.rows} make no mesh; use at least 0 (all) and 1"
+        )
+    if mesh.data > 1 and mode == "jit":
+        raise UsageError(
+            f"parallel.mesh.data={mesh.data} uses several devices and parallel.mode=jit one; use sharded"
+        )
+    if mesh.rows > 1 and mode != "sharded":
+        raise UsageError(
+            f"parallel.mesh.rows={mesh.rows} cuts images, which parallel.mode={mode} can't; use sharded"
+        )
+    if max(1, mesh.data) * mesh.rows > devices:
+        raise UsageError(
+            f"parallel.mesh of data={mesh.data} times rows={mesh.rows} needs {max(1, mesh.data) * mesh.rows} "
+            f"devices and there are {devices}; use a smaller one"
+        )
+    for size in batch_sizes:
+        if mesh.data and size % mesh.data:
+            raise UsageError(
+                f"parallel.mesh.data={mesh.data} can't cut a batch of {size} (train.batch_size divided by "
+                f"train.accumulate, or evaluate.batch_size); use a divisor, or 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How steps run on this machine's devices."""
+    """How steps run on the devices; where there are several processes, on those of all."""
 
     mode: str
     devices: tuple[Any, ...]
     idle: str = ""
     """For people: why the other devices have nothing to do."""
+    rows: int = 1
+    """Into how many parts the rows of an image are cut."""
 
     @property
     def axis_name(self) -> str | None:
@@ -62,7 +146,10 @@ class Parallel:
     def describe(self) -> str:
         """For people: mode, number and kind of devices."""
         kind = self.devices[0].device_kind
-        return f"{len(self.devices)} x {kind} ({self.mode}{self.idle})"
+        if several():
+            kind = f"{kind} in {jax.process_count()} processes"
+        cut = f", each image over {self.rows}" if self.rows > 1 else ""
+        return f"{len(self.devices)} x {kind} ({self.mode}{cut}{self.idle})"
 
     def describe_resume(self) -> str:
         """For people: whether a run that goes on is the same to the bit on these devices."""
@@ -75,6 +162,20 @@ class Parallel:
             f"XLA_FLAGS={DETERMINISTIC}=true"
         )
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """(i, n): this process reads the i-th of n equal parts of each batch.
+
+        Processes that have rows of the same images read the same part.
+        """
+        mine = [
+            place // self.rows
+            for place, device in enumerate(self.devices)
+            if device.process_index == jax.process_index()
+        ]
+        images = max(mine) - min(mine) + 1
+        return min(mine) // images, len(self.devices) // self.rows // images
+
     def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
         """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.
 
@@ -82,29 +183,49 @@ class Parallel:
         """
         if self.mode == "pmap":
             return None
-        split = self._split()
-        placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
+        placed = jax.tree.map(
+            lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+            batch,
+            self._whole_batch(),
+        )
         return step.lower(state, placed).compile()
 
     def place_state(self, state: PyTree) -> PyTree:
-        """The state on every device. Copies: the step donates what it is given."""
-        # An explicit copy: device_put gives the same buffer back where it lies right already.
-        return jax.tree.map(jnp.copy, jax.device_put(state, self._replicated()))
+        """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
+        if not several():
+            state = jax.device_put(state, self._sharded())
+        # An explicit copy: device_put gives the same buffer back where it lies right already, and of several
+        # processes it asks each time whether all have the same.
+        return jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=self._sharded())(state)
 
     def place_batch(self, batch: PyTree) -> PyTree:
-        """Host arrays, cut along the first axis over the devices; asynchronous."""
-        return jax.device_put(batch, self._split())
+        """Host arrays, this process's share, cut along the first axis over the devices; asynchronous."""
+        where = self._sharded(DATA_AXIS)
+        if not several():
+            return jax.device_put(batch, where)
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, where), batch)
 
-    def compile_map(self, body: Callable) -> Callable:
-        """body(*batch arrays) -> batch arrays, example by example: augmentation."""
-        return jax.jit(body, out_shardings=self._split())
+    def place_images(self, image_bhwc: np.ndarray) -> jax.Array:
+        """Images of any number, the same in all processes, cut along their rows only."""
+        where = self._sharded(None, ROWS_AXIS)
+        return jax.make_array_from_callback(image_bhwc.shape, where, lambda index: image_bhwc[index])
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """NumPy arrays of the whole, in every process; all have to call it."""
+        if several():
+            tree = jax.jit(_same, out_shardings=self._sharded())(tree)
+        return jax.tree.map(np.asarray, tree)
+
+    def compile_augment(self, body: Callable[..., Batch]) -> Callable[..., Batch]:
+        """body(*host arrays) -> Batch, example by example; the images come out as the step wants them."""
+        return jax.jit(body, out_shardings=self._whole_batch())
 
     def compile_train_step(self, body: TrainStep) -> TrainStep:
         """The step for this machine; it donates the state that it is given."""
         if self.mode == "pmap":
             # State and scalars come out the same on all devices: one copy is what callers see.
             return self._pmap(body, out_axes=None, donate_argnums=(0,))
-        return jax.jit(body, donate_argnums=(0,))
+        return jax.jit(body, donate_argnums=(0,), out_shardings=self._sharded())
 
     def compile_eval_step(self, body: EvalStep) -> EvalStep:
         """The evaluation step for this machine; the state stays the caller's."""
@@ -112,7 +233,12 @@ class Parallel:
             # Sums are the same on all devices; confusion matrices stay with their images.
             axes: Any = {"loss_sums": None, "confusion_bcc": 0}
             return self._pmap(body, out_axes=EvalOutput(**axes), donate_argnums=())
-        return jax.jit(body)
+        return jax.jit(body, out_shardings=self._sharded())
+
+    def compile_predict_step(self, body: PredictStep) -> PredictStep:
+        """predict_step(state, host images) for this machine; the label maps come whole."""
+        step = jax.jit(body, out_shardings=self._sharded())
+        return lambda state, image_bhwc: step(state, self.place_images(np.asarray(image_bhwc)))
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""
@@ -136,11 +262,24 @@ class Parallel:
 
         return step
 
-    def _replicated(self) -> Any:
-        return NamedSharding(self._mesh(), PartitionSpec())
+    def _whole_batch(self) -> Batch:
+        """Where the arrays of a batch lie that a step takes."""
+        # pmap cuts images only, and its own way; for it the rows' axis has length 1.
+        pixels = self._sharded(DATA_AXIS, ROWS_AXIS)
+        places: dict[str, Any] = dict.fromkeys(("image", "label", "occlusion"), pixels)
+        return Batch(**places, example_id=self._sharded(DATA_AXIS))
 
-    def _split(self) -> Any:
-        return NamedSharding(self._mesh(), PartitionSpec(DATA_AXIS))
+    def _sharded(self, *axes: str | None) -> Any:
+        """Cut along the named axes; without one a copy for each device."""
+        return NamedSharding(self._mesh(), PartitionSpec(*axes))
 
     def _mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+        shape = (len(self.devices) // self.rows, self.rows)
+        return Mesh(
+            np.array(self.devices).reshape(shape), (DATA_AXIS, ROWS_AXIS), axis_types=(AxisType.Auto,) * 2
+        )
+
+
+def _same(tree: PyTree) -> PyTree:
+    """A function of its own: jit would compile a lambda anew each time that it is made."""
+    return tree

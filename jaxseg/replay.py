@@ -6,21 +6,23 @@ so that nothing more than the checkpoint and the step's number is needed. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from jaxseg.checkpoints import restore_before
 from jaxseg.errors import UsageError
-from jaxseg.experiment import Experiment, Run
+from jaxseg.experiment import Experiment, Run, told_as_stored
 from jaxseg.logs import Progress
 from jaxseg.optim import parameter_path
 from jaxseg.score import read_learned
+from jaxseg.step import dropout_keys, make_gradient, microbatches
 from jaxseg.train import first_state, parent_place
 from jaxseg.types import Batch, PyTree, TrainState
 
@@ -40,9 +42,11 @@ def replay(config: ConfigDict, workdir: Path, step: int) -> None:
 
     Raises UsageError for a step that the run does not have, and UserError for what is missing of the run.
     """
-    experiment = Experiment(config)
+    with told_as_stored(workdir):
+        experiment = Experiment(config)
     data = experiment.open_data(("train",))
-    run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
+    with told_as_stored(workdir):
+        run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     if not 1 <= step <= run.total_steps:
         raise UsageError(f"--step={step} is none of the run's steps, 1 to {run.total_steps}")
     state = run.init_state()
@@ -52,7 +56,7 @@ def replay(config: ConfigDict, workdir: Path, step: int) -> None:
         parent = None if parent_dir is None else read_learned(parent_dir)
         state, start = first_state(run, state, parent, parent_dir), 0
     else:
-        state, start = found[0], found[1]["step"]
+        state, start = found[0], found[1].step
     print(f"From the checkpoint of step {start}." if start else "From the first step.")
     stream = experiment.train_stream(data, start)
     with Progress(step, start, "replay", every=experiment.log.every) as bar:
@@ -74,31 +78,43 @@ class Examination(NamedTuple):
 
 
 def examine(run: Run, state: TrainState, batch: Batch) -> Examination:
-    """What the state and batch hold, and what the forward and the backward pass make of them."""
-
-    def forward(params: PyTree, **more: Any) -> tuple[jax.Array, PyTree]:
-        return run.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch.image,
+    """What state and batch hold, and what the forward pass, the backward pass and the update make of them."""
+    accumulate = run.experiment.train.accumulate
+    model = run.model.clone(axis_name=None)
+    gradient = jax.jit(make_gradient(model, run.loss, accumulate=accumulate))(state, batch)
+    updates, opt_state = run.tx.update(gradient.grads, state.opt_state, state.params)
+    after = {
+        "params": optax.apply_updates(state.params, updates),
+        "optimizer": opt_state,
+        "batch_stats": gradient.batch_stats,
+    }
+    example_losses = np.empty(len(batch.label))
+    outputs: list[list[Finding]] = []
+    parts = microbatches(batch, accumulate)
+    for number, key in enumerate(dropout_keys(state, accumulate)):
+        part = jax.tree.map(lambda a, n=number: a[n], parts)
+        # Not traced: tracing sorts the layers by name, and the order in which they ran is what is asked for.
+        logits_bhwc, kept = model.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            part.image,
             train=True,
-            rngs={"dropout": jax.random.fold_in(state.rng, state.step)},
-            **more,
+            rngs={"dropout": key},
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
         )
-
-    # Not traced: tracing sorts the layers by name, and the order in which they ran is what is asked for.
-    logits_bhwc, kept = forward(
-        state.params, mutable=["batch_stats", "intermediates"], capture_intermediates=True
-    )
-    each = jax.vmap(lambda x, y: run.loss(x[None], y[None]))(logits_bhwc, batch.label)
-    grads = jax.grad(lambda p: run.loss(forward(p, mutable=["batch_stats"])[0], batch.label))(state.params)
+        example_losses[number::accumulate] = jax.vmap(lambda x, y: run.loss(x[None], y[None]))(
+            logits_bhwc, part.label
+        )
+        outputs.append(list(_outputs(kept["intermediates"], "")))
     return Examination(
-        loss=float(run.loss(logits_bhwc, batch.label)),
-        example_losses=np.asarray(each),
+        loss=float(gradient.loss),
+        example_losses=example_losses,
         parts={
             "photos": [_finding("image", batch.image)],
             "state before the step": _findings({"params": state.params, "optimizer": state.opt_state}),
-            "outputs of the layers": list(_outputs(kept["intermediates"], "")),
-            "gradients": _findings(grads),
+            "outputs of the layers": [_joined(same) for same in zip(*outputs, strict=True)],
+            "gradients": _findings(gradient.grads),
+            "state after the step": _findings(after),
         },
     )
 
@@ -128,6 +144,13 @@ def _finding(name: str, values: jax.Array) -> Finding:
     finite = np.isfinite(array)
     largest = float(np.abs(array[finite]).max()) if finite.any() else float("nan")
     return Finding(name, largest, int((~finite).sum()))
+
+
+def _joined(findings: Sequence[Finding]) -> Finding:
+    """Of the same layer, for microbatches."""
+    largest = float(np.nanmax([*(f.largest for f in findings), -np.inf]))
+    largest = largest if np.isfinite(largest) else float("nan")
+    return Finding(findings[0].name, largest, sum(f.nonfinite for f in findings))
 
 
 def _outputs(tree: Mapping[str, Any], prefix: str) -> Iterator[Finding]:

@@ -9,10 +9,11 @@ gradients are then averaged (pmean), because each device has differentiated the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -30,6 +31,8 @@ class StepOutput(struct.PyTreeNode):
     """Each part of a mixture by name, unweighted."""
     grad_norm: jax.Array
     """Global L2 norm before clipping."""
+    is_finite: jax.Array
+    """bool: the loss, the gradient, and the state after the update, which can overflow without them."""
 
 
 class EvalOutput(struct.PyTreeNode):
@@ -41,9 +44,22 @@ class EvalOutput(struct.PyTreeNode):
     """[B, C, C] int32: rows are labels, columns predictions."""
 
 
+class Gradient(NamedTuple):
+    """What a step knows before its update."""
+
+    loss: jax.Array
+    """float32 scalar, of the whole batch."""
+    sums: PyTree
+    """The loss's, of the whole batch."""
+    grads: PyTree
+    """As the parameters."""
+    batch_stats: PyTree
+    """After the batch."""
+
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
 EvalStep = Callable[[TrainState, Batch], EvalOutput]
-PredictStep = Callable[[TrainState, jax.Array], jax.Array]
+PredictStep = Callable[[TrainState, jax.Array | np.ndarray], jax.Array]
 
 
 def init_state(
@@ -86,14 +102,41 @@ def make_train_step(
         loss's sums, a second differentiates each microbatch against their total. It costs one more
         forward pass. Batch normalisation sees a microbatch at a time, which is not the whole batch.
     ema_decay: share of the old average that is kept a step; 0 leaves the average off.
-    skip_nonfinite: a step whose loss or gradient is not finite changes nothing but the step's number.
+    skip_nonfinite: a step that is not finite (see StepOutput) changes nothing but the step's number.
     axis_name: the device axis inside pmap and shard_map.
     """
+    gradient = make_gradient(model, loss, accumulate=accumulate, axis_name=axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
-        key = jax.random.fold_in(state.rng, state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        value, sums, grads, batch_stats = gradient(state, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_averaged(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
+        )
+        grad_norm = optax.tree.norm(grads)
+        is_finite = _all_finite((value, grad_norm, params, batch_stats, opt_state))
+        if skip_nonfinite:
+            kept = state.replace(step=state.step + 1, rng=new_state.rng)
+            new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, kept)
+        return new_state, StepOutput(
+            loss=value, components=loss.components(sums), grad_norm=grad_norm, is_finite=is_finite
+        )
+
+    return train_step
+
+
+def make_gradient(
+    model: nn.Module, loss: Loss, *, accumulate: int = 1, axis_name: str | None = None
+) -> Callable[[TrainState, Batch], Gradient]:
+    """gradient(state, batch) -> Gradient, pure: a step without its update; as `make_train_step` takes it."""
+
+    def gradient(state: TrainState, batch: Batch) -> Gradient:
+        keys = dropout_keys(state, accumulate, axis_name)
 
         def forward(
             params: PyTree, batch_stats: PyTree, part: Batch, key: jax.Array
@@ -107,26 +150,27 @@ def make_train_step(
             )
             return loss.sums(logits_bhwc, part.label), updates["batch_stats"] if batch_stats else batch_stats
 
-        gradient = _whole_gradient if accumulate == 1 else partial(_accumulated_gradient, accumulate)
-        sums, batch_stats, grads, value = gradient(forward, loss, state, batch, key, axis_name)
-        grads = jax.tree.map(lambda g: _mean(g, axis_name), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new_state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_averaged(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
-        )
-        grad_norm = optax.tree.norm(grads)
-        if skip_nonfinite:
-            sound = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-            kept = state.replace(step=state.step + 1, rng=new_state.rng)
-            new_state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new_state, kept)
-        return new_state, StepOutput(loss=value, components=loss.components(sums), grad_norm=grad_norm)
+        of_batch = _whole_gradient if accumulate == 1 else _accumulated_gradient
+        found = of_batch(forward, loss, state, batch, keys, axis_name)
+        return found._replace(grads=jax.tree.map(lambda g: _mean(g, axis_name), found.grads))
 
-    return train_step
+    return gradient
+
+
+def dropout_keys(state: TrainState, accumulate: int, axis_name: str | None = None) -> jax.Array:
+    """A key for each microbatch of the step that `state` is before: [accumulate]."""
+    key = jax.random.fold_in(state.rng, state.step)
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    return jax.random.split(key, accumulate)
+
+
+def microbatches(batch: Batch, accumulate: int) -> Batch:
+    """`batch` in `accumulate` parts, along a new first axis."""
+    # Strided: with a batch sharded over devices each part is spread over all of them.
+    return jax.tree.map(
+        lambda a: jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0), batch
+    )
 
 
 def make_eval_step(
@@ -148,7 +192,7 @@ def make_eval_step(
 def make_predict_step(model: nn.Module) -> PredictStep:
     """predict_step(state, image_bhwc float32 in [0, 1]) -> class ids [B, H, W] int32."""
 
-    def predict_step(state: TrainState, image_bhwc: jax.Array) -> jax.Array:
+    def predict_step(state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
         return jnp.argmax(_logits(model, state, image_bhwc), axis=-1).astype(jnp.int32)
 
     return predict_step
@@ -160,7 +204,7 @@ def inference_variables(state: TrainState) -> dict[str, PyTree]:
     return {name: tree for name, tree in source.items() if tree}
 
 
-def _logits(model: nn.Module, state: TrainState, image_bhwc: jax.Array) -> jax.Array:
+def _logits(model: nn.Module, state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
     logits_bhwc = model.apply(inference_variables(state), image_bhwc, train=False)
     assert isinstance(logits_bhwc, jax.Array)
     return logits_bhwc
@@ -171,33 +215,28 @@ def _whole_gradient(
     loss: Loss,
     state: TrainState,
     batch: Batch,
-    key: jax.Array,
+    keys: jax.Array,
     axis_name: str | None,
-) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
+) -> Gradient:
     def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
-        sums, batch_stats = forward(params, state.batch_stats, batch, key)
+        sums, batch_stats = forward(params, state.batch_stats, batch, keys[0])
         sums = _total(sums, axis_name)
         return loss.combine(sums), (sums, batch_stats)
 
     (value, (sums, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    return sums, batch_stats, grads, value
+    return Gradient(value, sums, grads, batch_stats)
 
 
 def _accumulated_gradient(
-    accumulate: int,
     forward: Callable,
     loss: Loss,
     state: TrainState,
     batch: Batch,
-    key: jax.Array,
+    keys: jax.Array,
     axis_name: str | None,
-) -> tuple[PyTree, PyTree, PyTree, jax.Array]:
+) -> Gradient:
     """d combine(sum_i s_i) / d params = sum_i (d combine / d s at the total) . (d s_i / d params)."""
-    # Strided microbatches: with a batch sharded over devices each one is spread over all of them.
-    parts = jax.tree.map(
-        lambda a: jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0), batch
-    )
-    keys = jax.random.split(key, accumulate)
+    parts = microbatches(batch, len(keys))
 
     def add_sums(total: PyTree, at: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
         sums, _ = forward(state.params, state.batch_stats, *at)
@@ -229,7 +268,11 @@ def _accumulated_gradient(
 
     start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
     (grads, batch_stats), _ = jax.lax.scan(add_gradients, start, (parts, keys))
-    return sums, batch_stats, grads, value
+    return Gradient(value, sums, grads, batch_stats)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jax.tree.reduce(lambda sound, a: sound & jnp.isfinite(a).all(), tree, jnp.bool_(True))
 
 
 def _averaged(average: PyTree | None, new: PyTree, decay: float) -> PyTree | None:

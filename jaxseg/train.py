@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxseg import health, losses, summary
-from jaxseg.checkpoints import Checkpoints, Pretrained
+from jaxseg import distributed, health, losses, summary
+from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_steps
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.experiment import (
     Data,
@@ -15,15 +20,17 @@ from jaxseg.experiment import (
     Run,
     check_config,
     check_same_run,
+    check_started_alike,
     default_workdir,
     init_from_parent,
     parent_config,
     write_config,
 )
-from jaxseg.jsonfile import write_json
+from jaxseg.files import write_json
 from jaxseg.locks import locked
-from jaxseg.logs import RunLog
+from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
+from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import Scores, format_table
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
@@ -31,19 +38,27 @@ from jaxseg.types import TrainState
 
 
 def train(
-    config: ConfigDict, workdir: Path | None, *, recipes: Path, stop: StopSignal, wait: bool = False
+    config: ConfigDict,
+    workdir: Path | None,
+    *,
+    recipes: Path,
+    stop: StopSignal,
+    children: tuple[Path, ...] = (),
 ) -> None:
     """Trains a run to its end, or goes on with it; its parent first where that is missing.
 
-    recipes: the folder in which `init.recipe` is looked up. stop: an entered one. wait: for another process
-    that trains in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
+    recipes: the folder in which `init.recipe` is looked up. stop: an entered one. children: the
+    workdirs of the runs that this one is a parent of; for their sake it waits for another process that trains
+    in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
     Preempted when told to stop, with everything saved.
     """
     workdir = default_workdir(config) if workdir is None else workdir
+    if workdir in children:
+        raise UsageError(f"init.recipe: {workdir} would be its own parent; break the circle of recipes")
     experiment = Experiment(config)
 
     def busy(holder: str) -> None:
-        if not wait:
+        if not children:
             raise UserError(
                 f"{workdir} is in use by {holder}; wait for it, stop it, or use another --workdir"
             )
@@ -53,13 +68,42 @@ def train(
     data = experiment.open_data(("train", "val"))
     _check_labels(data)
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
-    with storage_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir / ".lock", busy=busy):
-            check_config(config, workdir)
-            parent_dir = _trained_parent(experiment, workdir, recipes, stop)
-            parent = None if parent_dir is None else read_learned(parent_dir)
-            _go_on(run, data, workdir, parent, parent_dir, stop)
+    check_started_alike(config, data.contents)
+    with storage_errors(workdir), _held(workdir, busy):
+        check_config(config, workdir)
+        parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir))
+        parent = None if parent_dir is None else read_learned(parent_dir)
+        distributed.check_same_files({"the parent": None if parent is None else parent.digest})
+        _go_on(run, data, workdir, parent, parent_dir, stop)
+
+
+@contextlib.contextmanager
+def _held(workdir: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """The workdir, made where it is not there, against other runs; process 0 holds it for all of this one."""
+    with contextlib.ExitStack() as held:
+        if distributed.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(workdir / ".lock", busy=busy))
+        if distributed.several():
+            _check_shared(workdir)
+        yield
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises UserError, in all processes, where one does not see the folder of process 0."""
+    # A name that nobody has asked for before, of which no network disk remembers that it is not there.
+    sign = workdir / f".shared-{distributed.shared(secrets.token_hex(8))}"
+    if distributed.is_main():
+        sign.touch()
+    distributed.gathered(None)
+    sees = distributed.gathered(sign.exists())
+    if distributed.is_main():
+        sign.unlink()
+    if not all(sees):
+        raise UserError(
+            f"process {sees.index(False)} sees another folder than process 0 as --workdir (here {workdir}): "
+            "all need the same one on a shared disk"
+        )
 
 
 def _check_labels(data: Data) -> None:
@@ -71,15 +115,28 @@ def _check_labels(data: Data) -> None:
             )
 
 
-def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: StopSignal) -> Path | None:
-    """Where the parent's checkpoints are; trains it beside `workdir` where it is not at its end."""
+def _trained_parent(
+    experiment: Experiment, recipes: Path, stop: StopSignal, children: tuple[Path, ...]
+) -> Path | None:
+    """Where the parent's checkpoints are; trains it beside the last child where it is not at its end."""
+    workdir = children[-1]
     directory = parent_place(experiment, workdir)
-    if directory is None or experiment.init.workdir:
+    if directory is None:
+        return None
+    if stored_steps(workdir):
+        # What was taken from the parent is in the run's own checkpoints.
+        if stored_steps(directory):
+            return directory
+        print(f"{directory} holds no checkpoints any more: the run goes on, not compared with its parent.")
+        return None
+    if experiment.init.workdir:
+        if not directory.is_dir():
+            raise UserError(f"init.workdir={directory} is not there; name the workdir of a trained run")
         return directory
     config = parent_config(experiment.config, recipes, directory)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
     try:
-        train(config, directory, recipes=recipes, stop=stop, wait=True)
+        train(config, directory, recipes=recipes, stop=stop, children=children)
     except UserError as e:
         raise UserError(
             f"{e} (this is the parent, {config.recipe}: flags of its own go to its own command, with "
@@ -92,8 +149,6 @@ def _trained_parent(experiment: Experiment, workdir: Path, recipes: Path, stop: 
 def parent_place(experiment: Experiment, workdir: Path) -> Path | None:
     """The workdir of the run that this one starts from: named, or beside its own; None for none."""
     init = experiment.init
-    if init.workdir and not Path(init.workdir).is_dir():
-        raise UserError(f"init.workdir={init.workdir} is not there; name the workdir of a trained run")
     if not init.workdir and not init.recipe:
         return None
     place = Path(init.workdir) if init.workdir else workdir.parent / init.recipe
@@ -108,28 +163,46 @@ def _go_on(
     """From the newest checkpoint, the parent, or nothing, to the end and the report."""
     experiment = run.experiment
     with Checkpoints(workdir, keep=experiment.checkpoint.keep) as saved:
-        state, step, log_rows = _start(run, data, workdir, saved, parent, parent_dir)
+        start = _start(run, data, workdir, saved, parent, parent_dir)
         # Only now: what was refused until here leaves nothing that a second try would trip over.
-        write_config(experiment.config, workdir)
-        _write_class_weights(run, data, workdir)
-        with RunLog(workdir, start_step=step, tensorboard=experiment.log.tensorboard) as log:
-            if log.rows_kept < log_rows:
-                print(
-                    f"Warning: {workdir / 'metrics.jsonl'} has lost {log_rows - log.rows_kept} of its "
-                    f"{log_rows} lines up to step {step}; bring it back from a copy, or the curves have a gap"
-                )
-            loop = Loop(run, data, workdir, saved, log, stop, state, step)
+        if distributed.is_main():
+            write_config(experiment.config, workdir)
+            _write_class_weights(run, data, workdir)
+        with _log(run, workdir, start) as log:
+            loop = Loop(run, data, workdir, saved, log, stop, start.state, start.step, start.skipped)
             if loop.ended():
-                print(f"{workdir} is trained to the end (step {step}).")
+                print(f"{workdir} is trained to the end (step {start.step}).")
             else:
-                _print_summary(run, data, state, workdir)
+                _print_summary(run, data, start.state, workdir)  # compiles the step
+                distributed.meet()
                 loop.go_on()
             # It has donated the state, and the report wants the memory.
-            del state
+            del start
             log.enter("report", loop.step)
             with stop.deferred(lambda: False):
                 saved.wait()
             _report(run, data, workdir, parent, parent_dir)
+
+
+@contextlib.contextmanager
+def _log(run: Run, workdir: Path, start: _Start) -> Iterator[RunLog]:
+    """The run's log, which process 0 writes; the others know the same, and write to a folder of their own."""
+    rows = distributed.shared(kept_rows(workdir, start.step, start.mark) if distributed.is_main() else None)
+    with contextlib.ExitStack() as stack:
+        folder = workdir
+        if not distributed.is_main():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxseg-")))
+        tensorboard = run.experiment.log.tensorboard and distributed.is_main()
+        yield stack.enter_context(RunLog(folder, start_step=start.step, rows=rows, tensorboard=tensorboard))
+
+
+class _Start(NamedTuple):
+    """Where a run begins."""
+
+    state: TrainState
+    step: int = 0
+    skipped: int = 0
+    mark: LogMark | None = None
 
 
 def _start(
@@ -139,21 +212,24 @@ def _start(
     saved: Checkpoints,
     parent: Pretrained | None,
     parent_dir: Path | None,
-) -> tuple[TrainState, int, int]:
-    """(state, its step, lines of the log then), of the newest checkpoint, else of the parent, else fresh."""
+) -> _Start:
+    """The newest checkpoint, else the parent, else fresh."""
     state = run.init_state()
-    found = saved.restore_newest(state)
-    if found is not None:
-        state, meta = found
-        check_same_run(meta["config"], run.experiment.config, workdir)
-        if meta["mapping_hash"] != data.hashes["mapping_hash"] or meta["data"] != data.fingerprint:
-            raise UserError(
+
+    def check(meta: Meta) -> None:
+        check_same_run(meta.config, run.experiment.config, workdir)
+        if meta.mapping_hash != data.hashes["mapping_hash"] or meta.data != data.fingerprint:
+            raise ForeignCheckpoint(
                 f"the train split ({data.records['train'].directory}) is not what this run was trained on "
                 "so far: source, mapping or size changed; use another --workdir, or bring the old data back"
             )
-        print(f"Going on from step {meta['step']} of {run.total_steps}.")
-        return state, meta["step"], meta["log_rows"]
-    return first_state(run, state, parent, parent_dir), 0, 0
+
+    found = saved.restore_newest(state, check)
+    if found is not None:
+        state, meta = found
+        print(f"Going on from step {meta.step} of {run.total_steps}.")
+        return _Start(state, meta.step, meta.skipped, meta.log)
+    return _Start(first_state(run, state, parent, parent_dir))
 
 
 def first_state(
@@ -172,7 +248,7 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
     """Scores the best checkpoint on val, beside the parent's, and draws what people look at."""
     learned = read_learned(workdir)
     columns: dict[str, Scores] = {}
-    same_classes = parent is not None and parent.meta["classes_hash"] == data.hashes["classes_hash"]
+    same_classes = parent is not None and parent.meta.classes_hash == data.hashes["classes_hash"]
     if parent is not None and parent_dir is not None and same_classes:
         state = run.inference_state(parent.variables)
         columns[parent_dir.resolve().name] = run.evaluate(data, "val", state).scores
@@ -205,8 +281,8 @@ def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> No
         plan={
             "loss": run.loss.name,
             "devices": experiment.parallel.describe(),
-            "steps": f"{run.total_steps:,} of batch {train.batch_size} ({epochs:.1f} epochs), "
-            f"evaluation every {run.eval_every:,}",
+            "steps": f"{run.total_steps:,} of batch {train.batch_size}{_in_parts(run)} "
+            f"({epochs:.1f} epochs), evaluation every {run.eval_every:,}",
             "resume": experiment.parallel.describe_resume(),
         },
         places={
@@ -215,6 +291,16 @@ def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> No
         },
     )
     print(f"\n{text}\n", flush=True)
+
+
+def _in_parts(run: Run) -> str:
+    """What accumulation does to a batch, for people."""
+    train = run.experiment.train
+    if train.accumulate == 1:
+        return ""
+    size = train.batch_size // train.accumulate
+    norm = ", normalised each by itself" if run.experiment.config.model.norm == "batch" else ""
+    return f" in parts of {size} (the loss and its gradient are the whole batch's{norm})"
 
 
 def _write_class_weights(run: Run, data: Data, workdir: Path) -> None:

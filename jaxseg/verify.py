@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from jaxseg.best import best_of
 from jaxseg.checkpoints import DIRECTORY, read_digests, stored_steps
-from jaxseg.errors import Preempted, UsageError, UserError
+from jaxseg.errors import Preempted, UsageError, UserError, storage_errors
 from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
 from jaxseg.parallel import DETERMINISTIC
 
@@ -38,6 +38,10 @@ PHASES = ("prepare", "start", "train", "save", "evaluate", "report")
 _LIMIT_S = 3600.0
 _POLL_S = 0.002
 _TWICE_S = 0.02
+_DEAF_S = 1.0
+"""After which a run listens to signals, where the system does not tell."""
+_SHORTEST_S = 0.1
+"""What a phase is taken to last at least, where the clock was set or the phase has left no mark."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Trial:
     """One signal and what came of it."""
 
     phase: str
-    """What the run was doing when it ended, by what it left on the disk."""
+    """What the run was doing, by what was, and what it left, on the disk."""
     step: int
     """The last step that it had logged."""
     lost: int
@@ -87,18 +91,21 @@ def verify_resume(
     scratch.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     tell("A run that is left alone ...")
-    with _Runner(command, scratch / "whole", own_prepared="prepare" in phases) as whole:
+    with Runner(command, scratch / "whole", own_prepared="prepare" in phases) as whole:
         whole.start()
         lengths = whole.finish()
     tell(f"  ended after {sum(lengths.values()):.0f} s")
     digests, done = [run_digests(whole.workdir)], list[Trial]()
+    aimed = collections.Counter[str]()
     while len(done) < trials:
         workdir = scratch / f"interrupted-{len(digests)}"
         tell(f"Run {len(digests)}, interrupted ...")
-        with _Runner(command, workdir, own_prepared="prepare" in phases) as runner:
+        with Runner(command, workdir, own_prepared="prepare" in phases) as runner:
             while len(done) < trials:
                 counts = collections.Counter(trial.phase for trial in done)
-                phase = min(phases, key=lambda p: (counts[p], draw.random()))
+                # Fewest first, but a phase that is hard to hit does not keep the others from their turn.
+                phase = min(phases, key=lambda p: (counts[p] + aimed[p] / 4, draw.random()))
+                aimed[phase] += 1
                 runner.start(anew=phase == "prepare")
                 trial = runner.interrupt(number, twice=twice) if runner.reach(phase, lengths, draw) else None
                 if trial is None:
@@ -153,6 +160,7 @@ def verify_from_flags(args: argparse.Namespace, overrides: Sequence[str]) -> int
     number = signal.Signals[f"SIG{args.signal}"]
     with contextlib.ExitStack() as stack:
         scratch = args.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxseg-")))
+        stack.enter_context(storage_errors(scratch))
         verdict = verify_resume(
             command, scratch, trials=args.trials, phases=phases, number=number, seed=args.seed
         )
@@ -186,7 +194,7 @@ def _deterministic_environment() -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true"}
 
 
-class _Runner:
+class Runner:
     """One workdir and the processes that train there, one after the other."""
 
     def __init__(self, command: Sequence[str], workdir: Path, *, own_prepared: bool) -> None:
@@ -220,28 +228,30 @@ class _Runner:
     def finish(self) -> dict[str, float]:
         """Waits for the end; how long each phase took."""
         process = self._running()
-        process.wait(timeout=_LIMIT_S)
-        ended = time.time()
+        self._wait()
+        ended, seconds = time.time(), time.monotonic() - self._started
         if process.returncode != 0:
             raise UserError(f"a run ended with status {process.returncode}; {self._log} says why")
         marks = [row for row in self._rows()[self._rows_before :] if "phase" in row]
         lengths: dict[str, float] = collections.defaultdict(float)
         counts: dict[str, int] = collections.Counter()
         for row, until in zip(marks, [*(r["unix_time"] for r in marks[1:]), ended], strict=True):
-            lengths[row["phase"]] += until - row["unix_time"]
+            # By the clock on the wall, which can be set while the run goes on.
+            lengths[row["phase"]] += min(max(0.0, until - row["unix_time"]), seconds)
             counts[row["phase"]] += 1
         each = {p: length / (1 if p == "train" else counts[p]) for p, length in lengths.items()}
-        each["start"] = max(0.1, time.monotonic() - self._started - sum(lengths.values()))
-        return each
+        each["start"] = seconds - sum(lengths.values())
+        return {phase: min(max(_SHORTEST_S, length), seconds) for phase, length in each.items()}
 
     def reach(self, phase: str, lengths: Mapping[str, float], draw: random.Random) -> bool:
         """Waits until the run is somewhere in `phase`, as drawn; False where it ended before."""
         marks_wanted = draw.randint(1, 2) if phase in ("save", "evaluate") else 1
         # Squared: an interrupted run has less of its way before it than the one that was left alone.
-        delay = draw.random() ** 2 * (lengths[phase] if phase in lengths else 0.2)
+        delay = draw.random() ** 2 * (lengths[phase] if phase in lengths else 2 * _SHORTEST_S)
         while self._running().poll() is None:
             if self._is_in(phase, marks_wanted):
-                time.sleep(delay)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._running().wait(timeout=delay)
                 return self._running().poll() is None
             time.sleep(_POLL_S)
         return False
@@ -249,18 +259,17 @@ class _Runner:
     def interrupt(self, number: signal.Signals, *, twice: bool) -> Trial | None:
         """Sends the signal, waits for the end, and looks at what is left; None where the run was quicker."""
         process = self._running()
+        was_preparing = self._is_preparing()
         at = time.monotonic()
         process.send_signal(number)
         if twice:
             time.sleep(_TWICE_S)
             process.send_signal(number)
-        process.wait(timeout=_LIMIT_S)
+        self._wait()
         if process.returncode == 0:
             return None
         expected = -number if number == signal.SIGKILL else Preempted.exit_status
-        # A signal that comes before Python listens ends it as it would end any program.
-        early = not self._rows()[self._rows_before :]
-        if process.returncode != expected and not (early and process.returncode == -number):
+        if process.returncode != expected:
             raise UserError(
                 f"{number.name} ended a run with status {process.returncode}, not {expected}; "
                 f"{self._log} says why"
@@ -269,23 +278,48 @@ class _Runner:
         saved = stored_steps(self.workdir)
         step = max(steps, default=0)
         lost = max(0, step - (saved[-1] if saved else 0))
-        return Trial(self._phase_left(), step, lost, time.monotonic() - at)
+        # Told to stop, it clears away what it was preparing.
+        phase = "prepare" if was_preparing else self._phase_left()
+        return Trial(phase, step, lost, time.monotonic() - at)
+
+    def _wait(self) -> None:
+        try:
+            self._running().wait(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"a run has not ended after {_LIMIT_S:.0f} s; use fewer --steps, or see {self._log}"
+            ) from None
 
     def _is_in(self, phase: str, marks_wanted: int) -> bool:
         if phase == "start":
-            return True
+            return self._listens()
         if phase == "prepare":
             return self._is_preparing()
         new = self._rows()[self._rows_before :]
         return sum("phase" in row and row["phase"] == phase for row in new) >= marks_wanted
 
+    def _listens(self) -> bool:
+        """Whether the run has come as far as holding back or handling SIGTERM.
+
+        In the first hundredths of a second a signal ends it as it would end any Python program.
+        """
+        try:
+            lines = Path(f"/proc/{self._running().pid}/status").read_text().splitlines()
+        except OSError:  # not on this system, or it is at its end
+            return time.monotonic() - self._started > _DEAF_S
+        masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigCgt:"))]
+        return any(mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
     def _phase_left(self) -> str:
         if self._is_preparing():
             return "prepare"
-        folder = self.workdir / DIRECTORY
-        if folder.is_dir() and any("tmp" in path.name for path in folder.iterdir()):
-            return "save"
         marks = [row["phase"] for row in self._rows()[self._rows_before :] if "phase" in row]
+        folder = self.workdir / DIRECTORY
+        is_saving = folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+        # A save goes on beside what comes after it: beside training steps it is a save, but where every
+        # evaluation has one beside it, none would count as interrupted.
+        if is_saving and (not marks or marks[-1] == "train"):
+            return "save"
         return marks[-1] if marks else "start"
 
     def _is_preparing(self) -> bool:

@@ -1,14 +1,17 @@
-"""Tiny datasets in the layouts of the real ones."""
+"""Tiny datasets in the layouts of the real ones, photos by their hashes alone, and CamVid where it is."""
 
 import dataclasses
 import json
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxseg.data.folder import open_folder
+from jaxseg.data.photo_hash import HASH_BYTES, Photos, hash_photo, read_hashes
 from jaxseg.data.source import PublishedTotals
 from jaxseg.errors import UserError
 
@@ -92,6 +95,25 @@ def zip_cityscapes(root: Path, to: Path) -> Path:
     return to
 
 
+def real_camvid() -> Path:
+    beside = Path(__file__).resolve().parents[2] / "shared" / "camvid"
+    folder = Path(os.environ["CAMVID_DIR"]) if "CAMVID_DIR" in os.environ else beside
+    if not folder.is_dir():
+        pytest.skip("CamVid is not here; set CAMVID_DIR")
+    return folder
+
+
+def photos_of(images) -> Photos:
+    names = [f"photo {chr(97 + i % 26)}{i}x" for i in range(len(images))]
+    return read_hashes(names, [hash_photo(image) for image in images])
+
+
+def random_photos(count, seed):
+    table = np.random.default_rng(seed).integers(0, 256, (count, HASH_BYTES), dtype=np.uint8)
+    table[:, 16] &= 0x7F
+    return read_hashes([f"{i}x" for i in range(count)], [bytes(row).hex() for row in table])
+
+
 @dataclasses.dataclass(frozen=True)
 class Wrapped:
     """A folder source for tests of `prepare`: logs its reads, waits, and looks for JAX devices."""
@@ -121,7 +143,6 @@ class Wrapped:
         return self._folder.fingerprint(split)
 
     def read(self, item):
-        import os
         import sys
         import time
 

@@ -123,6 +123,46 @@ def test_as_many_devices_share_a_batch_as_divide_it(mode):
     assert " of " not in Experiment(config).parallel.describe()
 
 
+@pytest.mark.parametrize(
+    ("data", "rows", "says"),
+    [
+        (0, 0, "parallel.mesh.data=0 and rows=0 make no mesh"),
+        (-1, 1, "parallel.mesh.data=-1"),
+        (0, 16, "needs 16 devices and there are 8"),
+        (4, 4, "data=4 times rows=4 needs 16 devices and there are 8"),
+        (8, 1, "parallel.mesh.data=8 can't cut a batch of 4"),
+        (1, 3, r"parallel.mesh.rows=3 can't cut 128 rows .* multiple of 24"),
+    ],
+)
+def test_a_mesh_that_does_not_fit(data, rows, says):
+    config = load_recipe(CONFIGS / "scratch.py", "streets")
+    with config.unlocked():
+        config.parallel.mesh.data, config.parallel.mesh.rows = data, rows
+    with pytest.raises(UsageError, match=says):
+        Experiment(config)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_rows_are_cut_in_sharded_mode_only(mode):
+    config = load_recipe(CONFIGS / "scratch.py", "streets")
+    with config.unlocked():
+        config.parallel.mode, config.parallel.mesh.rows = mode, 2
+    with pytest.raises(UsageError, match=f"parallel.mode={mode} can't; use sharded"):
+        Experiment(config)
+
+
+def test_rows_take_their_part_of_the_devices():
+    config = load_recipe(CONFIGS / "scratch.py", "streets")
+    with config.unlocked():
+        config.parallel.mesh.rows = 4
+    place = Experiment(config).parallel
+    assert (len(place.devices), place.rows) == (8, 4)
+    assert "8 x cpu (sharded, each image over 4)" in place.describe()
+    with config.unlocked():
+        config.parallel.mesh.data = 1
+    assert len(Experiment(config).parallel.devices) == 4
+
+
 TINY = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}
 
 

@@ -1,5 +1,7 @@
 """The doctor: healthy here, and each fault that it looks for is found with its mend."""
 
+import os
+import subprocess
 import sys
 from importlib import metadata
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import pytest
 
 from jaxseg import doctor, summary
 from jaxseg.doctor import Check
+from tests.faults.runs import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +215,17 @@ def test_a_checkpoint_that_comes_back_changed_is_found(monkeypatch):
         ocp.StandardCheckpointer, "restore", lambda self, *a: {"weight": 2 * real(self, *a)["weight"]}
     )
     assert problems(doctor.check_checkpoints()) == ["save and restore"]
+
+
+def test_a_broken_jax_is_reported_and_not_raised(tmp_path):
+    (tmp_path / "jax.py").write_text("raise ImportError('no such symbol')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxseg.main", "doctor"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "FAIL  jax devices            ImportError: no such symbol" in done.stdout

@@ -1,13 +1,20 @@
 """What a user gets wrong ends in one line that names it, with the right exit status and no traceback."""
 
+import errno
 import json
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxseg.checkpoints import stored_steps
+from jaxseg.incidents import replay_command
+from jaxseg.logs import read_metrics
 from jaxseg.main import main
 from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid, write_cityscapes, write_folder
 
@@ -171,6 +178,8 @@ def test_a_size_that_cannot_be_halved(place, capsys):
         ("dataset.image_size=('a','b')", "dataset.image_size"),
         ("dataset.image_size=(16,)", "dataset.image_size"),
         ("augment.scale_crop=('a',2.0)", "augment.scale_crop"),
+        ("train.seed=4294967296", "train.seed=4294967296 is too large; use at most"),
+        ("dataset.image_size=(2000000000,16)", "dataset.image_size=(2000000000, 16) has more pixels"),
         ("optim.learning_rate=inf", "optim.learning_rate=inf is not finite"),
     ],
 )
@@ -271,7 +280,7 @@ def test_a_loss_that_is_not_finite(place, capsys):
     with Image.open(folder / "batch.png") as sheet:
         assert sheet.size == (32, 64), "four photos of 16x16 beside their labels"
     with pytest.raises(SystemExit) as end:
-        main(incident["replay"].split()[3:])
+        main(shlex.split(incident["replay"])[3:])
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert f"step {step}: loss {incident['statistics']['loss']}" in printed
@@ -279,6 +288,45 @@ def test_a_loss_that_is_not_finite(place, capsys):
     with pytest.raises(SystemExit) as end:
         main(["replay", f"--workdir={place / 'nan'}", "--step=10"])
     assert end.value.code == 2
+
+
+def test_a_step_is_replayed_as_it_was_taken(place, capsys):
+    """In microbatches, each of which is normalised and has its dropout by itself."""
+    more = ("--config.train.steps=3", "--config.train.accumulate=2", "--config.model.dropout=0.3")
+    with pytest.raises(SystemExit) as end:
+        main(arguments(place, "in parts", *more, "--config.log.every=1"))
+    assert end.value.code == 0, capsys.readouterr().err
+    (loss,) = (r["loss"] for r in read_metrics(place / "in parts") if (r["step"], r["split"]) == (3, "train"))
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(replay_command(place / "in parts", 3))[3:])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    (said,) = re.findall(r"step 3: loss (\S+)", printed)
+    assert np.isclose(float(said), loss, rtol=1e-5), "and 0.1 % off, taken as a whole"
+    assert len(re.findall(r"^  \d\S+ +'", printed, re.MULTILINE)) == 4, "each image alone"
+
+
+def test_an_update_that_is_not_finite_is_not_saved(place, capsys):
+    more = ("--config.optim.learning_rate=1e30", "--config.optim.multipliers=(('.', 1e30),)")
+    argv = arguments(place, "overflows", *more, "--config.train.steps=1")
+    ends(capsys, argv, 1, "step 1: ", "the state after it is not finite", "incident-1", "optim.clip_norm")
+    assert stored_steps(place / "overflows") == []
+    with pytest.raises(SystemExit) as end:
+        main(["replay", f"--workdir={place / 'overflows'}", "--step=1"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "gradients: 0 of " in printed and "state after the step: 0 of" not in printed
+
+
+def test_a_val_loss_that_is_not_finite(place, capsys):
+    more = ("--config.optim.learning_rate=1e38", "--config.train.steps=1", "--config.model.norm=none")
+    argv = arguments(place, "absurd", *more)
+    for _ in range(2):
+        ends(capsys, argv, 1, "the loss on val is ", "after step 1", "train.nonfinite=skip")
+    with pytest.raises(SystemExit) as end:
+        main([*argv, "--config.train.nonfinite=skip"])
+    assert end.value.code == 0
+    assert "Warning: the loss on val is" in capsys.readouterr().err
 
 
 def test_steps_that_are_not_finite_are_left_out_by_name(place, capsys):
@@ -377,3 +425,74 @@ def test_a_read_only_working_folder_is_no_traceback(place, capsys):
     (place / "locked").mkdir()
     (place / "locked").chmod(0o500)
     ends(capsys, arguments(place, "locked/run"), 1, "locked")
+
+
+BASE = f"""
+import runpy
+def get_config(dataset):
+    config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"](dataset)
+    with config.unlocked():
+        {{}}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        ("def get_config(:", 1, "recipe.py, line 1: SyntaxError"),
+        ("x = 1\ny = undefined", 1, "recipe.py, line 2: NameError"),
+        ("\ndef get_config(dataset):\n    return 1 / 0", 1, "recipe.py, line 3: ZeroDivisionError"),
+        ("def get_config(): return 1", 1, "recipe.py: TypeError: get_config() takes 0"),
+        ("def get_config(dataset): return {}", 1, "gives a dict, no ConfigDict"),
+        (b"\0", 1, "recipe.py: "),
+        (b"# \xe9", 1, "recipe.py"),
+        (BASE.format("del config['recipe']"), 2, "config key recipe is missing"),
+        (BASE.format("del config['recipe']; config.recipe = 3"), 2, "config key recipe=3 is no name"),
+        (BASE.format("config.recipe = '../up'"), 2, "config key recipe='../up' is no name"),
+        (BASE.format("del config['augment']"), 2, "config section 'augment' is missing"),
+        (BASE.format("config.dataset.options = {3: 4}"), 2, "config section dataset has the key 3"),
+        (BASE.format("config['a.b'] = 3"), 1, "recipe.py, line 6: ValueError"),
+    ],
+)
+def test_a_recipe_that_is_wrong_says_where(place, tmp_path, capsys, text, status, says):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
+    argv = arguments(place, "none")
+    ends(capsys, [f"--config={recipe}:camvid", *argv[1:]], status, says)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"recipe": "x"}', '{"recipe": "x", "a.b": 1}', '{"recipe": "x", "dataset": {"name": 1}}', "[]"]
+)
+@pytest.mark.parametrize("command", [("evaluate",), ("replay", "--step=1")])
+def test_a_config_of_a_workdir_that_is_none(place, mine, tmp_path, capsys, command, text):
+    shutil.copytree(place / "mine", tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main([*command, f"--workdir={tmp_path / 'run'}"])
+    assert end.value.code in (1, 2)
+    assert re.fullmatch("jaxseg: .*\n", capsys.readouterr().err)
+
+
+def test_a_place_to_write_to_that_is_a_file(place, mine, tmp_path, capsys):
+    shutil.copytree(place / "mine", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    (tmp_path / "run" / "eval").write_text("")
+    ends(capsys, ["evaluate", f"--workdir={tmp_path / 'run'}"], 1, str(tmp_path / "run" / "eval"))
+    (tmp_path / "file").write_text("")
+    argv = ["verify-resume", f"--config={ROOT}/configs/scratch.py", f"--scratch={tmp_path / 'file'}"]
+    ends(capsys, argv, 1, str(tmp_path / "file"))
+
+
+def test_a_workdir_whose_disk_has_no_locks(place, capsys, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    ends(capsys, arguments(place, "unlocked"), 1, "unlocked", os.strerror(errno.ENOLCK))
+
+
+def test_memory_that_does_not_suffice(place, capsys):
+    argv = arguments(place, "wide", "--config.model.width=100000000")
+    ends(capsys, argv, 1, "out of memory", "model.width", "evaluate.batch_size")

@@ -9,7 +9,7 @@ import pytest
 
 from jaxseg.errors import UserError
 from jaxseg.evaluate import evaluate, to_json
-from jaxseg.jsonfile import write_json
+from jaxseg.files import write_json
 from jaxseg.losses import cross_entropy, dice, mixture
 from jaxseg.metrics import confusion_matrix, scores
 from jaxseg.step import EvalOutput

@@ -119,6 +119,17 @@ def test_a_confusion_matrix_with_absent_classes_is_drawn(tmp_path, matrix):
     assert len(shown(tmp_path / "confusion.png")) > 10
 
 
+def test_a_class_may_be_named_by_anybody(tmp_path):
+    """matplotlib would take what stands between dollars for a formula."""
+    table = ClassTable((r"road $\frac$", "sky"), TWO.palette)
+    figures.confusion(np.eye(2, dtype=int), table, tmp_path / "confusion.png")
+    scores = {"pixel_accuracy": 0.5, "miou": 0.2, "iou": {table.names[0]: 0.2, "sky": 0.1}}
+    row = {"split": "val", "loss": 1.0, **scores}
+    figures.curves([{"step": 0, **row}, {"step": 1, **row}], tmp_path / "curves.png", table)
+    images, labels = np.zeros((1, 12, 16, 3), np.uint8), np.zeros((1, 12, 16), int)
+    figures.prediction_sheet(images, labels, labels, table, tmp_path / "sheet.png")
+
+
 @pytest.mark.parametrize(("share", "text"), [(0.0, "0.0"), (1e-5, "<0.1"), (0.1234, "12.3"), (1.0, "100")])
 def test_percentages_say_when_they_are_small_and_not_nought(share, text):
     assert figures._percent(share) == text

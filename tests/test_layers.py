@@ -13,9 +13,14 @@ LAYERS = {
     "types": 0,
     "errors": 0,
     "best": 1,
+    "broken": 1,
+    "printing": 1,
+    "distributed": 1,
+    "supervise": 1,
     "health": 1,
-    "jsonfile": 1,
+    "files": 1,
     "locks": 1,
+    "meta": 1,
     "stop": 1,
     "models": 1,
     "losses": 1,
@@ -38,6 +43,7 @@ LAYERS = {
     "train": 8,
     "replay": 9,
     "verify": 8,
+    "benchmark": 8,
     "main": 10,
 }
 
@@ -100,7 +106,7 @@ def test_configs_and_devices_are_named_in_their_places_only(path):
     source = path.read_text()
     if _noun(path) not in ("experiment", "main", "replay", "score", "train"):
         assert "ml_collections" not in source
-    if _noun(path) not in ("parallel", "summary", "doctor"):
+    if _noun(path) not in ("parallel", "distributed", "summary", "doctor"):
         assert "jax.devices" not in source
         assert "local_devices" not in source
 
@@ -125,7 +131,15 @@ def test_no_device_is_touched_at_import(tmp_path):
     code = (
         "import importlib, pkgutil, jaxseg, jax._src.xla_bridge as bridge\n"
         "for m in pkgutil.walk_packages(jaxseg.__path__, 'jaxseg.'):\n"
+        "    if m.name == 'jaxseg.benchmark.twin':\n"
+        "        continue  # it needs PyTorch, which an extra brings\n"
         "    importlib.import_module(m.name)\n"
         "    assert not bridge._backends, m.name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_only_the_line_that_a_process_ends_with_begins_as_it():
+    """By that `supervise` knows whether a process which jaxlib ended had said why."""
+    named = {_noun(p) for p in _modules() if '"jaxseg: ' in p.read_text()}
+    assert named == {"errors", "supervise"}

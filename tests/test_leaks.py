@@ -1,6 +1,5 @@
-"""Copies and cut sequences are found, and nothing is found where there is nothing."""
+"""Copies are found and said, and nothing is found where there is nothing; test_sequences holds the videos."""
 
-import dataclasses
 import io
 import json
 import tracemalloc
@@ -13,35 +12,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxseg.data import leaks
-from jaxseg.data.leaks import ALL_BITS, LOW_BITS, describe_leaks, find_copies, find_repeats, shared_sequences
-from jaxseg.data.photo_hash import HASH_BYTES, MIRROR, Photos, hash_photo, read_hashes
+from jaxseg.data.folder import open_folder
+from jaxseg.data.leaks import ALL_BITS, LOW_BITS, describe_leaks, find_copies, find_repeats
+from jaxseg.data.photo_hash import HASH_BYTES, MIRROR, hash_photo, read_hashes
 from jaxseg.data.prepare import prepare_split
 from jaxseg.data.records import open_records
 from jaxseg.data.streets import Streets
 from jaxseg.errors import UserError
 from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.files import sealed, unsealed
 from jaxseg.main import main
-from tests.dataset_fakes import CLASSES, mask, save
-from tests.test_readers import real_camvid
+from tests.dataset_fakes import CLASSES, mask, photos_of, random_photos, real_camvid, save
 
 SCRATCH = Path(__file__).resolve().parent.parent / "configs" / "scratch.py"
-
-
-def photos_of(images, names=None) -> Photos:
-    names = names or [f"photo {chr(97 + i % 26)}{i}x" for i in range(len(images))]
-    return read_hashes(names, [hash_photo(image) for image in images])
-
-
-def chosen(photos: Photos, which, names=None) -> Photos:
-    which = np.asarray(which)
-    names = tuple(names) if names else tuple(photos.names[i] for i in which)
-    return Photos(
-        names,
-        photos.digests[which],
-        photos.structure[which],
-        photos.is_flat[which],
-        photos.colours[which],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -226,12 +209,6 @@ def test_copies_are_those_of_a_double_loop(splits, is_self, in_blocks):
     assert ranks == sorted(ranks)
 
 
-def random_photos(count, seed):
-    table = np.random.default_rng(seed).integers(0, 256, (count, HASH_BYTES), dtype=np.uint8)
-    table[:, 16] &= 0x7F
-    return read_hashes([f"{i}x" for i in range(count)], [bytes(row).hex() for row in table])
-
-
 def test_memory_is_bounded():
     """All pairs at once would be 360 MB of bits and more."""
     others, photos = random_photos(30_000, 0), random_photos(1_500, 1)
@@ -244,112 +221,6 @@ def test_memory_is_bounded():
     assert result.found.tolist() == [7]
     assert repeats.found.size == 0
     assert peak < 16e6
-
-
-# Sequences.
-
-
-def video(names, seed=0, step=6.0) -> Photos:
-    """Frames whose colours drift, of unlike structure."""
-    photos = random_photos(len(names), seed)
-    drift = np.cumsum(np.random.default_rng(seed).normal(0, step, (len(names), 48)), axis=0)
-    return dataclasses.replace(
-        photos, names=tuple(names), colours=np.abs((128 + drift) % 510 - 255).astype(np.uint8)
-    )
-
-
-def cut(photos, share, seed):
-    is_val = np.random.default_rng(seed).random(len(photos)) < share
-    return chosen(photos, np.flatnonzero(~is_val)), chosen(photos, np.flatnonzero(is_val))
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from(["clip/{:04d}", "{}", "a_{}_left.png", "x7_{:06d}.jpg"]))
-def test_a_sequence_that_is_cut_is_found(seed, pattern):
-    train, val = cut(video([pattern.format(3 * i) for i in range(120)], seed), 0.25, seed)
-    (found,) = shared_sequences(train, val)
-    name = pattern.replace("{:04d}", "*").replace("{:06d}", "*").replace("{}", "*")
-    assert found == (name, len(val))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(5, 300))
-def test_numbered_photos_that_are_unrelated_raise_nothing(seed, count):
-    train, val = cut(random_photos(count, seed), 0.3, seed)
-    names = [tuple(f"img_{name[:-1]}.png" for name in split.names) for split in (train, val)]
-    train, val = (dataclasses.replace(s, names=n) for s, n in zip((train, val), names, strict=True))
-    assert shared_sequences(train, val) == []
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32))
-def test_two_videos_that_are_numbered_alike_are_two(seed):
-    """As frame_0001 in train/ and in val/; different photos can't be one frame."""
-    names = [f"frame_{i:04d}" for i in range(100)]
-    train, val = video(names, seed), video(names[::5], seed + 1)
-    assert shared_sequences(train, val) == []
-    # Both into the dusk: the light at one number is the same.
-    dusk = dataclasses.replace(val, colours=train.colours[::5])
-    assert shared_sequences(train, dusk) == []
-    # The same photos under the same numbers are copies, and of one sequence.
-    again = chosen(train, [*range(5), *range(20, 100, 7)])
-    assert [s.frames for s in shared_sequences(train, again)] == [len(again)]
-
-
-def test_videos_that_are_numbered_on_are_two():
-    found = 0
-    for seed in range(20):
-        drive = [video([f"{i:05d}" for i in range(150 * k, 150 * k + 150)], 3 * seed + k) for k in range(3)]
-        train = [
-            np.concatenate([getattr(d, key) for d in (drive[0], drive[2])])
-            for key in ("digests", "structure", "is_flat", "colours")
-        ]
-        found += bool(shared_sequences(Photos(drive[0].names + drive[2].names, *train), drive[1]))
-    assert found <= 1, "chance makes the frame beside the cut look alike at times"
-
-
-def test_many_short_sequences_are_judged_together():
-    clips = [video([f"clip{k}a/{i:03d}" for i in range(6)], k, step=2.0) for k in range(80)]
-    fields = ("digests", "structure", "is_flat", "colours")
-    joined = [np.concatenate([getattr(c, key) for c in clips]) for key in fields]
-    names = [name for c in clips for name in c.names]
-    train, val = cut(Photos(tuple(names), *joined), 0.2, 0)
-    found = shared_sequences(train, val)
-    assert sum(s.frames for s in found) > 0.9 * len(val)
-    assert all(s.name.endswith("a/*") for s in found)
-    order = np.random.default_rng(0).permutation(len(names))
-    train, val = cut(chosen(Photos(tuple(names), *joined), order, names), 0.2, 0)
-    assert shared_sequences(train, val) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "sequence", "number"),
-    [
-        ("0016E5_08640", "0016E5_*", 8640),
-        ("0006R0_f00930", "0006R0_f*", 930),
-        ("a/b/7.png", "a/b/*.png", 7),
-        ("frankfurt_000000_000294_leftImg8bit", "frankfurt_000000_*_leftImg8bit", 294),
-        ("a1_b12_right.jpg", "a1_b*_right.jpg", 12),
-        ("12", "*", 12),
-        ("abc", None, None),
-        ("a12b", None, None),
-        ("7/left", None, None),
-        ("1" * 40, None, None),
-        ("0000f77c-6257be58", "0000f77c-6257be*", 58),
-    ],
-)
-def test_frame_numbers(name, sequence, number):
-    photos = dataclasses.replace(random_photos(1, 0), names=(name,))
-    found = leaks._by_sequence(photos)
-    assert {key: frames.numbers.tolist() for key, frames in found.items()} == (
-        {sequence: [number]} if sequence else {}
-    )
-
-
-def test_nearest_in_number():
-    numbers = np.array([2, 4, 9, 9, 20])
-    assert [leaks._nearest(numbers, n, -1) for n in (0, 2, 5, 8, 100)] == [0, 0, 1, 2, 4]
-    assert [leaks._nearest(numbers, numbers[k], k) for k in range(5)] == [1, 0, 3, 2, 3]
 
 
 # From end to end.
@@ -444,37 +315,25 @@ def test_repeats_inside_a_split_and_three_splits(scenes, tmp_path, monkeypatch, 
     ]
 
 
-def test_folders_named_like_the_split_do_not_hide_a_sequence(tmp_path):
-    frames = video([f"{i:04d}" for i in range(60)])
-    train, val = cut(frames, 0.3, 0)
-    names = [[f"images/{split}/a/{n}" for n in s.names] for split, s in (("train", train), ("val", val))]
-    train, val = (chosen(s, range(len(s)), n) for s, n in zip((train, val), names, strict=True))
-    assert shared_sequences(train, val) == []
-    plain = leaks._plain_names("train", train), leaks._plain_names("val", val)
-    assert shared_sequences(*plain) == [("images/a/*", len(val))]
-
-
 def test_a_manifest_without_sound_hashes(planted, tmp_path):
-    from jaxseg.data.folder import open_folder
 
     directory = prepare_split(open_folder(planted), "val", (8, 8), tmp_path / "out")
     file = directory / "manifest.json"
-    whole = json.loads(file.read_text())
+    whole = unsealed(json.loads(file.read_text()))
     source = open_folder(planted)
     assert whole["photo_hashes"] == [hash_photo(source.read(item)[0]) for item in source.items("val")]
     for broken in (whole["photo_hashes"][:-1], ["zz", *whole["photo_hashes"][1:]]):
-        file.write_text(json.dumps({**whole, "photo_hashes": broken}))
+        file.write_text(json.dumps(sealed({**whole, "photo_hashes": broken})))
         with pytest.raises(UserError, match=r"broken hashes .*; remove it and run `jaxseg prepare`") as error:
             describe_leaks("folder", {"val": open_records(directory)})
         assert "\n" not in str(error.value)
-    file.write_text(json.dumps({k: v for k, v in whole.items() if k != "photo_hashes"}))
+    file.write_text(json.dumps(sealed({k: v for k, v in whole.items() if k != "photo_hashes"})))
     with pytest.raises(UserError, match=r"can't be read .*photo_hashes.* run `jaxseg prepare`"):
         open_records(directory)
 
 
 def test_what_was_prepared_without_hashes_is_prepared_anew(planted, tmp_path, monkeypatch):
     from jaxseg.data import prepare as prepare_module
-    from jaxseg.data.folder import open_folder
 
     source = open_folder(planted)
     with monkeypatch.context() as patch:
@@ -500,18 +359,3 @@ def test_real_camvid(tmp_path, monkeypatch, capsys):
     assert others[0].startswith("camvid: 57 of 367 train photos repeat another of train (nearly the same; ")
     assert others[1].startswith("camvid: 100 of 101 val photos repeat another of val (nearly the same; ")
     assert len(others) == 4
-
-
-def test_shuffled_camvid_is_no_sequence():
-    home = real_camvid()
-    files = sorted([*home.glob("train/*.png"), *home.glob("val/*.png")])
-    photos = photos_of([np.asarray(Image.open(file).convert("RGB")) for file in files])
-    numbered = [f"img_{i:04d}" for i in range(len(files))]
-    assert shared_sequences(*cut(chosen(photos, range(len(files)), numbered), 0.2, 0))
-    for seed in range(20):
-        order = np.random.default_rng(seed).permutation(len(files))
-        assert shared_sequences(*cut(chosen(photos, order, numbered), 0.2, seed)) == []
-    # Other drives are other places.
-    drive = np.array([file.name[:6] for file in files])
-    ours, theirs = (chosen(photos, np.flatnonzero(is_it)) for is_it in (drive == "0016E5", drive != "0016E5"))
-    assert find_copies(ours, theirs).found.size == 0

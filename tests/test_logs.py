@@ -1,5 +1,6 @@
 """A run's log: equal runs have equal files, and a killed run ends with the file of an uninterrupted one."""
 
+import hashlib
 import io
 import json
 import math
@@ -9,28 +10,44 @@ import numpy as np
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.logs import Progress, RunLog, read_metrics
+from jaxseg.logs import Progress, RunLog, kept_rows, marked_rows, read_metrics, read_rows
+from jaxseg.meta import LogMark
 
 
 def figures(step):
     return {"loss": 1 / (3 + step), "iou": {"road": np.float32(step) / 7, "sky": math.nan}}
 
 
-def write_run(workdir, steps, start_step=0):
-    with RunLog(workdir, start_step=start_step, tensorboard=False) as log:
+def scores(step):
+    return {**figures(step), "pixel_accuracy": 0.5, "miou": step / 9}
+
+
+def opened(workdir, *, start_step=0, mark=None, **more):
+    """As a run opens its log."""
+    return RunLog(workdir, start_step=start_step, rows=kept_rows(workdir, start_step, mark), **more)
+
+
+def write_run(workdir, steps, start_step=0, mark=None):
+    """The marks of the steps that are saved: every fourth, before it is scored, and the sixth."""
+    marks = {}
+    with opened(workdir, start_step=start_step, mark=mark, tensorboard=False) as log:
         for step in steps:
             log.write(step, "train", figures(step))
+            if step % 4 == 0 or step == 6:
+                # As it comes back from a checkpoint.
+                marks[step] = LogMark(**json.loads(json.dumps(log.mark()._asdict())))
             if step % 4 == 0:
-                log.write(step, "val", {"miou": step / 9})
+                log.write(step, "val", scores(step))
+    return marks
 
 
 def test_a_line_is_what_was_written(tmp_path):
     values = {"a": 0.1, "b": [1, math.inf, None], "c": jnp.float32(0.25), "d": np.array([[2, 3]]), "e": True}
-    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
-        log.write(3, "val", {**values, "f": {"x": np.int64(2**53 + 1), "y": math.nan}})
+    with opened(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(3, "train", {**values, "f": {"x": np.int64(2**53 + 1), "y": math.nan}})
     line = (tmp_path / "metrics.jsonl").read_text()
     assert line == (
-        '{"step": 3, "split": "val", "a": 0.1, "b": [1, null, null], "c": 0.25, "d": [[2, 3]], '
+        '{"step": 3, "split": "train", "a": 0.1, "b": [1, null, null], "c": 0.25, "d": [[2, 3]], '
         '"e": true, "f": {"x": 9007199254740993, "y": null}}\n'
     )
     assert read_metrics(tmp_path) == [json.loads(line)]
@@ -38,65 +55,184 @@ def test_a_line_is_what_was_written(tmp_path):
 
 @pytest.mark.parametrize("value", [1 / 3, 5e-324, 1.7976931348623157e308, float(np.float32(0.1))])
 def test_floats_come_back_exactly(tmp_path, value):
-    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+    with opened(tmp_path, start_step=0, tensorboard=False) as log:
         log.write(1, "train", {"loss": value})
     assert read_metrics(tmp_path)[0]["loss"] == value
     assert read_metrics(tmp_path)[0]["loss"] != np.nextafter(value, 0)
 
 
 def test_a_line_is_on_disk_before_the_next_is_written(tmp_path):
-    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+    with opened(tmp_path, start_step=0, tensorboard=False) as log:
         log.write(1, "train", {"loss": 1.0})
         assert len(read_metrics(tmp_path)) == 1
 
 
 def test_a_step_and_split_stand_once(tmp_path):
-    with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
-        log.write(1, "val", {"miou": 0.5})
-        log.write(np.int32(1), "val", {"miou": 0.6})
+    with opened(tmp_path, start_step=0, tensorboard=False) as log:
+        log.write(1, "val", {**scores(1), "miou": 0.5})
+        log.write(np.int32(1), "val", {**scores(1), "miou": 0.6})
         log.write(1, "train", {"loss": 0.7})
-    with RunLog(tmp_path, start_step=1, tensorboard=False) as log:
+        mark = log.mark()
+    with opened(tmp_path, start_step=1, mark=mark, tensorboard=False) as log:
         log.write(1, "val", {"miou": 0.8})
     assert [(r["step"], r["split"]) for r in read_metrics(tmp_path)] == [(1, "val"), (1, "train")]
     assert read_metrics(tmp_path)[0]["miou"] == 0.5
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 8, "spl', '{"step": 8, "split": "train"}', "{}\n", "\0\0\n"])
+@pytest.mark.parametrize(
+    "torn", ["", '{"step": 8, "spl', '{"step": 8, "split": "train"}', "{}\n", "\0\0\n", '{"step": 4}\nx\n']
+)
 @pytest.mark.parametrize("saved", [0, 4, 6])
-def test_a_killed_run_ends_with_the_file_of_an_uninterrupted_one(tmp_path, saved, torn):
+def test_a_killed_run_ends_with_the_file_of_an_uninterrupted_one(tmp_path, capsys, saved, torn):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     write_run(whole, range(1, 13))
-    write_run(killed, range(1, 8))
+    marks = write_run(killed, range(1, 8) if saved else range(1, 4))
     with (killed / "metrics.jsonl").open("a") as file:
         file.write(torn)
-    write_run(killed, range(saved + 1, 13), start_step=saved)
+    write_run(killed, range(saved + 1, 13), saved, marks[saved] if saved else None)
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert not capsys.readouterr().err
 
 
 def test_the_comparison_of_files_sees_a_step_too_few(tmp_path):
     write_run(tmp_path / "whole", range(1, 13))
-    write_run(tmp_path / "killed", range(1, 8))
-    write_run(tmp_path / "killed", range(6, 13), start_step=4)
+    marks = write_run(tmp_path / "killed", range(1, 8))
+    write_run(tmp_path / "killed", range(6, 13), 4, marks[4])
     files = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
     assert files[0] != files[1]
 
 
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def a_figure_changed(content):
+    return content.replace(b'"miou": 0.4444444444444444', b'"miou": 0.9444444444444444')
+
+
+def a_line_gone(content):
+    return content.split(b"\n", 1)[1]
+
+
+def no_text(content):
+    return b"\xff" * len(content)
+
+
+@pytest.mark.parametrize("change", [cut, a_figure_changed, a_line_gone, no_text, None])
+def test_a_log_that_was_changed_is_kept_and_the_evaluations_come_from_the_checkpoint(
+    tmp_path, capsys, change
+):
+    marks = write_run(tmp_path, range(1, 10))
+    log, kept = tmp_path / "metrics.jsonl", tmp_path / "broken" / "metrics.jsonl.0"
+    content = log.read_bytes()
+    changed = None if change is None else change(content)
+    assert changed != content
+    log.unlink()
+    if changed is not None:
+        log.write_bytes(changed)
+    write_run(tmp_path, range(9, 13), 8, marks[8])
+    rows = [(r["step"], r["split"]) for r in read_metrics(tmp_path)]
+    # The score of step 8 itself came after its checkpoint.
+    assert rows == [(8, "lost"), (4, "val"), *((step, "train") for step in range(9, 13)), (12, "val")]
+    assert read_metrics(tmp_path)[1]["miou"] == 4 / 9
+    said = capsys.readouterr().err
+    assert f"{log} is not what this run had written up to step 8" in said and said.count("\n") == 1
+    assert (f"now {kept}" in said) == (changed is not None)
+    assert changed is None or kept.read_bytes() == changed
+
+
+def test_a_log_that_was_lost_is_the_runs_own_again(tmp_path, capsys):
+    """Of a run that had ended: no later save has a mark of what it writes then."""
+    marks = write_run(tmp_path, range(1, 9))
+    (tmp_path / "metrics.jsonl").unlink()
+    with opened(tmp_path, start_step=8, mark=marks[8], tensorboard=False) as log:
+        log.write(8, "val", scores(8))
+    assert "is not what this run had written" in capsys.readouterr().err
+    written = (tmp_path / "metrics.jsonl").read_bytes()
+    with opened(tmp_path, start_step=8, mark=marks[8], tensorboard=False) as log:
+        assert [row["step"] for row in log.evaluations()] == [4, 8]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == written
+    assert not capsys.readouterr().err
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b'"miou": 0.8888888888888888', b'"miou": 0.9888888888888888', "fails its checksum"),
+        (
+            b'"pixel_accuracy": 0.5, "miou": 0.8',
+            b'"pixel_accuracy": "x", "miou": 0.8',
+            "no line of a run log",
+        ),
+        (b'{"step": 8, "split": "val"', b'{"step": 8; "split": "val"', "no line of a run log"),
+    ],
+)
+def test_a_score_that_was_changed_after_the_save_is_left_out(tmp_path, capsys, old, new, says):
+    marks = write_run(tmp_path, range(1, 9))
+    log = tmp_path / "metrics.jsonl"
+    content = log.read_bytes()
+    assert content.count(old) == 1
+    log.write_bytes(content.replace(old, new))
+    rows = marked_rows(log, 8, marks[8])
+    assert [(r["step"], r["split"]) for r in rows][-2:] == [(7, "train"), (8, "train")]
+    said = capsys.readouterr().err
+    assert said.startswith(f"Warning: {log}: the line after step 8 is left out: ") and says in said
+
+
+def test_the_last_steps_of_an_earlier_start_are_known(tmp_path):
+    marks = write_run(tmp_path, range(1, 14))
+    with opened(tmp_path, start_step=12, mark=marks[12], tensorboard=False) as log:
+        assert [row["step"] for row in log.earlier_steps] == list(range(3, 13))
+
+
+def test_a_score_stands_once(tmp_path):
+    marks = write_run(tmp_path, range(1, 9))
+    log = tmp_path / "metrics.jsonl"
+    content = log.read_bytes()
+    log.write_bytes(content + content.splitlines(keepends=True)[-1])
+    rows = marked_rows(log, 8, marks[8])
+    assert [(r["step"], r["split"]) for r in rows][-2:] == [(8, "train"), (8, "val")]
+
+
+def test_a_damaged_line_of_the_clock_stops_no_run(tmp_path, capsys):
+    content = b'{"step": 1, "seconds": 2.0}\nx\n{"step": 2, "seconds": 3.0}\n'
+    (tmp_path / "timings.jsonl").write_bytes(content)
+    with opened(tmp_path, tensorboard=False) as log:
+        log.time(3, {})
+    assert [row["step"] for row in read_rows(tmp_path / "timings.jsonl")] == [1, 2, 3]
+    kept = tmp_path / "broken" / "timings.jsonl.0"
+    assert kept.read_bytes() == content
+    said = capsys.readouterr().err
+    assert "timings.jsonl, line 2" in said and f"now {kept}" in said and said.count("\n") == 1
+
+
+def test_a_log_whose_checkpoints_are_gone_is_kept(tmp_path, capsys):
+    write_run(tmp_path, range(1, 10))
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    write_run(tmp_path, range(1, 3))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    assert (tmp_path / "broken" / "metrics.jsonl.0").read_bytes() == content
+    said = capsys.readouterr().err
+    assert "goes to step 9 and there is no checkpoint" in said and "starts anew" in said
+
+
 def test_nothing_is_lost_where_the_cut_fails(tmp_path, monkeypatch):
-    write_run(tmp_path, range(1, 8))
+    marks = write_run(tmp_path, range(1, 8))
     before = (tmp_path / "metrics.jsonl").read_bytes()
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("jaxseg.logs.os.replace", full)
+    monkeypatch.setattr("jaxseg.files.os.replace", full)
     with pytest.raises(OSError, match="no space"):
-        RunLog(tmp_path, start_step=2, tensorboard=False)
+        opened(tmp_path, start_step=6, mark=marks[6], tensorboard=False)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_the_clock_is_in_timings_only_and_they_are_never_cut(tmp_path):
     for _ in range(2):
-        with RunLog(tmp_path, start_step=0, tensorboard=False) as log:
+        with opened(tmp_path, start_step=0, tensorboard=False) as log:
             log.write(5, "train", {"loss": 1.0})
             log.time(5, {"images_per_s": 3.5})
     rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
@@ -107,16 +243,40 @@ def test_the_clock_is_in_timings_only_and_they_are_never_cut(tmp_path):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "split": "val"}\nhello\n{"step": 2, "split": "val"}\n'
+        '{"step": 1, "split": "train"}\nhello\n{"step": 2, "split": "train"}\n'
     )
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1.5, "split": "train"}',
+        '{"step": 1}',
+        '{"step": 1, "split": "val"}',
+        '{"step": -1, "split": "train"}',
+        '{"step": 1, "split": "train", "loss": "x"}',
+        '{"step": 1, "split": "train", "loss": NaN}',
+        '{"step": 1, "split": "val", "loss": "x", "pixel_accuracy": 1, "miou": 1, "iou": {}}',
+        '{"step": 1, "split": "val", "loss": 1, "pixel_accuracy": [], "miou": 1, "iou": {}}',
+        '{"step": 1, "split": "val", "loss": 1, "pixel_accuracy": 1, "miou": true, "iou": {}}',
+        '{"step": 1, "split": "val", "loss": 1, "pixel_accuracy": 1, "miou": 1, "iou": [1]}',
+        '{"step": 1, "split": "val", "loss": 1, "pixel_accuracy": 1, "miou": 1, "iou": {"road": "x"}}',
+        f'{{"step": 1, "split": "val", "loss": 1{"0" * 400}, "pixel_accuracy": 1, "miou": 1, "iou": {{}}}}',
+        "[" * 10**5,
+    ],
+)
+def test_a_line_that_no_run_writes_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 2, "split": "train"}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1"):
+        read_metrics(tmp_path)
+
+
 @pytest.mark.parametrize("torn", ['{"step": 2, "split": "val", "mi', '{"step": 2, "split": "val"}', "{}\n"])
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path, torn):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "val"}\n' + torn)
-    assert read_metrics(tmp_path) == [{"step": 1, "split": "val"}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n' + torn)
+    assert read_metrics(tmp_path) == [{"step": 1, "split": "train"}]
 
 
 def test_a_workdir_without_a_log_is_named(tmp_path):
@@ -141,7 +301,7 @@ def events(workdir):
 
 
 def test_tensorboard_has_the_scalars_and_the_picture(tmp_path):
-    with RunLog(tmp_path, start_step=0) as log:
+    with opened(tmp_path, start_step=0) as log:
         log.write(2, "val", {"loss": 0.5, "iou": {"road": 0.25, "sky": math.nan}, "matrix": [[1, 2]]})
         log.time(2, {"images_per_s": 4.0})
         log.image(2, "val", np.zeros((4, 6, 3), np.uint8))
@@ -154,7 +314,7 @@ def test_tensorboard_has_the_scalars_and_the_picture(tmp_path):
 
 
 def test_tensorboard_hides_what_a_killed_run_wrote_after_the_checkpoint(tmp_path):
-    with RunLog(tmp_path, start_step=7) as log:
+    with opened(tmp_path, start_step=7, mark=LogMark(0, hashlib.sha256().hexdigest(), [])) as log:
         log.write(8, "train", {"loss": 0.5})
     assert events(tmp_path)[1] == [8]
 

@@ -24,7 +24,7 @@ class Records:
         }
 
 
-def taken(count, *, start=0, seed=0, workers=0, batch_size=4, void_class=None):
+def taken(count, *, start=0, seed=0, workers=0, batch_size=4, void_class=None, share=(0, 1)):
     stream = train_batches(
         Records(),
         batch_size=batch_size,
@@ -32,6 +32,7 @@ def taken(count, *, start=0, seed=0, workers=0, batch_size=4, void_class=None):
         start_step=start,
         void_class=void_class,
         reading=Reading(workers, 2, 2),
+        share=share,
     )
     return [batch for _, batch in zip(range(count), stream, strict=False)]
 
@@ -100,3 +101,43 @@ def test_device_batches_come_in_order_and_all_of_them():
     batches = eval_batches(Records(), batch_size=3, void_class=None, reading=Reading())
     out = list(to_device(batches, place=lambda b: b, augment=augment))
     assert [b.example_id[0] for b in out] == [0, 3, 6, 9]
+
+
+def joined(shares):
+    """Batches of the parts that processes read, side by side."""
+    return [
+        type(parts[0])(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        for parts in zip(*shares, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("start", [0, 3])
+def test_processes_read_the_parts_of_the_batches_of_one(parts, start):
+    shares = [taken(5, start=start, share=(i, parts)) for i in range(parts)]
+    assert same(joined(shares), taken(5, start=start))
+    assert not same(joined(shares[::-1]), taken(5, start=start)), "another order must show"
+
+
+def test_a_process_reads_no_example_of_another():
+    class Watched(Records):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    read = []
+    reading = Reading(0, 1, 1)
+    more = {"batch_size": 10, "seed": 0, "start_step": 0, "void_class": None, "reading": reading}
+    first = next(train_batches(Watched(), share=(0, 5), **more))
+    # Grain reads ahead: of the first two epochs at most a fifth each.
+    assert len(first.label) == 2 and len(read) <= 2 * 3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 8, 12])
+def test_processes_score_the_parts_of_the_batches_of_one(parts, batch_size):
+    def scored(share):
+        more = {"batch_size": batch_size, "void_class": None, "reading": Reading(0, 2, 2)}
+        return list(eval_batches(Records(), share=share, **more))
+
+    assert same(joined([scored((i, parts)) for i in range(parts)]), scored((0, 1)))

@@ -59,9 +59,13 @@ def started(model, tx, *, ema=False):
     return state.replace(opt_state=tx.init(state.params))
 
 
-def trained(mode, devices, loss, *, accumulate=1, norm="batch", compile_step=None):
-    """What is known after one and after three SGD steps (Adam amplifies rounding of a bias before a norm)."""
-    place = Parallel(mode, tuple(jax.devices()[:devices]))
+def trained(mode, devices, loss, *, rows=1, accumulate=1, norm="batch", compile_step=None, spoilt=False):
+    """What is known after one and after three SGD steps (Adam amplifies rounding of a bias before a norm).
+
+    spoilt: plants an error in the share of the last device, of the last rows of the last image.
+    """
+    place = Parallel(mode, tuple(jax.devices()[:devices]), rows=rows)
+    cut = place.compile_augment(lambda batch: batch)
     model = UNet(CLASSES, 4, 1, norm=norm, axis_name=place.axis_name)
     tx = optax.sgd(0.1, momentum=0.9)
     state = place.place_state(started(model, tx, ema=True))
@@ -72,10 +76,13 @@ def trained(mode, devices, loss, *, accumulate=1, norm="batch", compile_step=Non
     )
     known = {}
     for i in range(1, 4):
-        state, output = step(state, place.place_batch(batch_with_uneven_void(i)))
+        batch = batch_with_uneven_void(i)
+        if spoilt:
+            batch.label[-1, -SIZE // rows :] = 0
+        state, output = step(state, cut(place.place_batch(batch)))
         if i == 2:
             continue
-        scored = evaluate(state, place.place_batch(batch_with_uneven_void(99)))
+        scored = evaluate(state, cut(place.place_batch(batch_with_uneven_void(99))))
         arrays = {
             "params": state.params,
             "batch_stats": state.batch_stats,
@@ -122,15 +129,24 @@ def reference(name):
 
 # Every loss once, and where a mode takes long the kinds of sums: of a batch and mixed, of images, sorted.
 MODES = [
-    *(("pmap", 2, name) for name in LOSSES),
-    ("pmap", 8, "mixture"),
-    *(("sharded", 8, name) for name in ("mixture", "dice_image", "lovasz")),
+    *(("pmap", 2, 1, name) for name in LOSSES),
+    ("pmap", 8, 1, "mixture"),
+    *(("sharded", 8, 1, name) for name in ("mixture", "dice_image", "lovasz")),
+    # Rows of an image over 2 and 3 devices, so that convolutions need rows of their neighbours.
+    *(("sharded", 8, 2, name) for name in LOSSES),
+    *(("sharded", 3, 3, name) for name in ("mixture", "lovasz")),
 ]
 
 
-@pytest.mark.parametrize(("mode", "devices", "name"), MODES)
-def test_every_mode_is_the_one_device_run(mode, devices, name):
-    assert_same(trained(mode, devices, LOSSES[name]()), reference(name))
+@pytest.mark.parametrize(("mode", "devices", "rows", "name"), MODES)
+def test_every_mode_is_the_one_device_run(mode, devices, rows, name):
+    assert_same(trained(mode, devices, LOSSES[name](), rows=rows), reference(name))
+
+
+@pytest.mark.parametrize(("mode", "devices", "rows"), [("pmap", 2, 1), ("sharded", 4, 1), ("sharded", 4, 2)])
+def test_an_error_in_the_share_of_one_device_would_be_seen(mode, devices, rows):
+    spoilt = trained(mode, devices, LOSSES["mixture"](), rows=rows, spoilt=True)
+    assert furthest(spoilt, reference("mixture"), after=1) > 2e-2
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "mixture"])
@@ -285,3 +301,17 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(bad):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
     careless, _ = jax.jit(make_train_step(model, tx, losses.cross_entropy(), ema_decay=0.5))(before, broken)
     assert not np.isfinite(np.asarray(careless.params["head"]["bias"])).all(), "which is what would happen"
+
+
+def test_an_update_that_overflows_is_not_finite_though_loss_and_gradient_are():
+    model, tx = UNet(CLASSES, 4, 1), optax.chain(optax.scale(1e38), optax.scale(1e38))
+    state, batch = started(model, tx, ema=True), batch_with_uneven_void()
+    after, output = jax.jit(make_train_step(model, tx, losses.cross_entropy()))(state, batch)
+    assert np.isfinite(output.loss) and np.isfinite(output.grad_norm)
+    assert not output.is_finite
+    assert not np.isfinite(np.asarray(after.params["head"]["kernel"])).all()
+    skips = make_train_step(model, tx, losses.cross_entropy(), skip_nonfinite=True, ema_decay=0.5)
+    kept, output = jax.jit(skips)(state, batch)
+    assert not output.is_finite
+    for name in ("params", "batch_stats", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(kept, name), getattr(state, name))

@@ -1,5 +1,6 @@
 """Training from the command line, on tiny data: from start to end, fine-tuned, stopped early."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_a_run_from_start_to_end_leaves_what_is_promised(place):
     for name in ("config.json", "class_weights.json", "timings.jsonl", "curves.png", "eval/val_sheet.png"):
         assert (workdir / name).stat().st_size > 0
     assert list((workdir / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("norm", "said"), [("batch", "whole batch's, normalised each by itself)"), ("group", "whole batch's)")]
+)
+def test_what_accumulation_does_is_said(place, capsys, norm, said):
+    more = ("--config.train.steps=1", "--config.train.accumulate=2", f"--config.model.norm={norm}")
+    assert run(arguments(place, f"parts_{norm}", *more)) == 0
+    assert f"1 of batch 4 in parts of 2 (the loss and its gradient are the {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8])
@@ -134,6 +144,24 @@ def test_a_trained_parent_stays_as_it_is(place, short_recipes, capsys):
     assert (place / "long" / "scratch" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_fine_tune_whose_parent_was_deleted_goes_on_without_it(place, short_recipes, capsys, named):
+    home = f"orphan{named}"
+    argv = arguments(place, f"{home}/finetune_dice", "--config.train.steps=2", recipe="finetune_dice")
+    argv = with_recipes(short_recipes, argv)
+    if named:
+        assert run(with_recipes(short_recipes, arguments(place, f"{home}/scratch"))) == 0
+        argv += [f"--config.init.workdir={place / home / 'scratch'}"]
+    assert run(argv) == 0
+    shutil.rmtree(place / home / "scratch")
+    capsys.readouterr()
+    assert run([*argv, "--config.train.steps=4"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{place / home / 'scratch'} holds no checkpoints any more" in printed
+    assert "Going on from step 2 of 4." in printed and "Parent of" not in printed
+    assert not (place / home / "scratch").exists()
+
+
 def test_a_parent_of_another_model_is_refused_by_name(place, short_recipes, capsys):
     argv = arguments(place, "other/scratch", "--config.model.width=6")
     assert run(with_recipes(short_recipes, argv)) == 0
@@ -173,3 +201,36 @@ def test_moved_data_is_found_by_override_and_needs_no_train_split(place, whole_r
     assert run([*argv, f"--config.dataset.prepared_dir={tmp_path / 'cache'}"]) == 0
     again = json.loads((place / "whole" / "eval" / "val.json").read_text())
     assert again["confusion_matrix"] == whole_run["confusion_matrix"]
+
+
+def test_images_that_are_cut_over_devices_train_and_score_as_whole_ones(place):
+    """SGD: Adam makes much of rounding."""
+    scored = []
+    for name, mesh in (("cut", ("sharded", 4)), ("uncut", ("jit", 1))):
+        more = (f"--config.parallel.mode={mesh[0]}", f"--config.parallel.mesh.rows={mesh[1]}")
+        more += ("--config.train.steps=3", "--config.optim.name=sgd", "--config.augment.flip=0.5")
+        assert run(arguments(place, name, *more)) == 0
+        scored.append(json.loads((place / name / "eval" / "val.json").read_text()))
+    cut, uncut = scored
+    assert np.isclose(cut["loss"], uncut["loss"], rtol=1e-4)
+    moved = np.abs(np.subtract(cut["confusion_matrix"], uncut["confusion_matrix"])).sum() / 2
+    assert moved <= 3, "argmax may tip at a tie"
+
+
+def test_a_run_goes_on_with_any_number_of_devices(place):
+    """From each of 1, 2, 4 and 8 devices to each other, a step at a time."""
+    path = [1, 2, 4, 8, 1, 4, 1, 8, 2, 8, 4, 2, 1]
+    assert len(set(itertools.pairwise(path))) == 12
+    more = ("--config.optim.name=sgd", "--config.augment.flip=0.5", "--config.train.batch_size=8")
+    more += ("--config.evaluate.batch_size=8", "--config.evaluate.every_steps=100", "--config.log.images=0")
+    for step, devices in enumerate(path, start=1):
+        mesh = ("--config.parallel.mode=sharded", f"--config.parallel.mesh.data={devices}")
+        assert run(arguments(place, "elastic", *more, *mesh, f"--config.train.steps={step}")) == 0
+    assert run(arguments(place, "fixed", *more, f"--config.train.steps={len(path)}")) == 0
+    elastic, fixed = (
+        [r for r in read_metrics(place / w) if r["split"] == "train"] for w in ("elastic", "fixed")
+    )
+    assert [r["step"] for r in elastic] == [r["step"] for r in fixed] == list(range(1, len(path) + 1))
+    # A batch that came twice or was left out would move the loss by percents.
+    for ours, theirs in zip(elastic, fixed, strict=True):
+        assert np.isclose(ours["loss"], theirs["loss"], rtol=1e-4)

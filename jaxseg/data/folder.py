@@ -57,8 +57,8 @@ def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) 
     folder = Folder(str(root), table, mapping, str(file))
     if folder.is_hashed:
         print(
-            f"jaxseg: {one_line(str(root))}/images has no train/, val/ and test/: photos are cut 80/10/10 "
-            "by a hash of their names",
+            f"{one_line(str(root))}/images has no train/, val/ and test/: photos are cut 80/10/10 by a hash "
+            "of their names.",
             file=sys.stderr,
         )
     return folder

@@ -8,7 +8,9 @@ The last stage, in the process that owns the devices, turns keys and bytes into 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +18,12 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxseg.data.workers import spawning, start_worker
+from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, MAX_REGIONS, Batch, HostBatch
+
+_EPOCHS = 1 << 32
+"""More than any run takes; without a number, batches of 1 are too many for grain to count."""
 
 
 class RandomAccessRecords(Protocol):
@@ -46,29 +53,48 @@ def train_batches(
     start_step: int,
     void_class: int | None,
     reading: Reading,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[HostBatch]:
     """An endless stream of batches from step `start_step` on; batches run across the ends of epochs.
 
     Each epoch is a new permutation, in which each example stands once. `void_class` replaces
-    IGNORE_LABEL (None keeps it).
+    IGNORE_LABEL (None keeps it). share: (i, n) gives the i-th of n equal parts of each batch, and reads no
+    other; together they are the batches of one process.
     """
+    part, parts = share
     prepare = _TrainExample(seed, len(records), void_class)
-    dataset: Any = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-    dataset = dataset.map_with_index(prepare).batch(batch_size, batch_fn=_stack)
+    dataset: Any = grain.MapDataset.source(records).seed(seed).shuffle().repeat(_EPOCHS)
+    dataset = dataset.map_with_index(prepare).batch(batch_size // parts, batch_fn=_stack)
     # Cut after the keys were made: cut before, they would be those of other positions.
-    dataset = dataset.slice(slice(start_step, None))
+    dataset = dataset.slice(slice(start_step * parts + part, None, parts))
     return iter(_read(dataset, reading))
 
 
 def eval_batches(
-    records: RandomAccessRecords, *, batch_size: int, void_class: int | None, reading: Reading
+    records: RandomAccessRecords,
+    *,
+    batch_size: int,
+    void_class: int | None,
+    reading: Reading,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterable[HostBatch]:
-    """Every example once, in order; the last batch is filled up with all-void images that count nowhere."""
+    """Every example once, in order; the last batch is filled up with all-void images that count nowhere.
+
+    share: (i, n) gives the i-th of n equal parts of each batch.
+    """
+    part, parts = share
+    size = batch_size // parts
     prepare = _EvalExample(void_class)
     dataset: Any = grain.MapDataset.source(records).map(prepare)
-    dataset = dataset.batch(batch_size, drop_remainder=False, batch_fn=_stack)
+    dataset = dataset.batch(size, drop_remainder=False, batch_fn=_stack)[part::parts]
+    read = 0
     for batch in _read(dataset, dataclasses.replace(reading, workers=0)):
-        yield _padded(batch, batch_size)
+        read += 1
+        yield _padded(batch, size)
+    if read < math.ceil(len(records) / batch_size):
+        # The other parts of the last batch hold all that there is.
+        h, w = records[0]["label"].shape
+        yield _filler(size, h, w)
 
 
 def to_device(
@@ -132,27 +158,58 @@ def _padded(batch: HostBatch, batch_size: int) -> HostBatch:
     missing = batch_size - len(batch.label)
     if not missing:
         return batch
-    h, w = batch.label.shape[1:]
-    filler = HostBatch(
-        image=np.zeros((missing, h, w, 3), np.uint8),
-        label=np.full((missing, h, w), IGNORE_LABEL, np.uint8),
-        boxes=np.zeros((missing, MAX_REGIONS, 4), np.int32),
-        key=np.zeros((missing, 2), np.uint32),
-        example_id=np.full(missing, -1, np.int32),
-    )
+    filler = _filler(missing, *batch.label.shape[1:])
     return HostBatch(*(np.concatenate(pair) for pair in zip(batch, filler, strict=True)))
 
 
-def _read(dataset: Any, reading: Reading) -> Any:
+def _filler(count: int, height: int, width: int) -> HostBatch:
+    return HostBatch(
+        image=np.zeros((count, height, width, 3), np.uint8),
+        label=np.full((count, height, width), IGNORE_LABEL, np.uint8),
+        boxes=np.zeros((count, MAX_REGIONS, 4), np.int32),
+        key=np.zeros((count, 2), np.uint32),
+        example_id=np.full(count, -1, np.int32),
+    )
+
+
+def _read(dataset: Any, reading: Reading) -> Iterable[HostBatch]:
     options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.buffer)
     stream = dataset.to_iter_dataset(options)
-    if reading.workers:
-        # grain's workers read absl flags, which a notebook or a test has not parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=reading.workers, per_worker_buffer_size=max(1, reading.buffer // reading.workers)
-            )
+    if not reading.workers:
+        return stream
+    # grain's workers read absl flags, which a notebook or a test has not parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    buffer = max(1, reading.buffer // reading.workers)
+    return _from_workers(
+        stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=buffer),
+            worker_init_fn=_start_reader,
         )
-    return stream
+    )
+
+
+def _from_workers(stream: Any) -> Iterator[HostBatch]:
+    with contextlib.closing(iter(stream)) as batches, _worker_errors():
+        with spawning():
+            first = next(batches)  # grain starts all its workers for it
+        yield first
+        yield from batches
+
+
+@contextlib.contextmanager
+def _worker_errors() -> Iterator[None]:
+    """Turns what grain raises for a worker that died into a UserError; what a worker raised passes."""
+    try:
+        yield
+    except RuntimeError as e:
+        if "process was terminated" not in str(e):
+            raise
+        raise UserError(
+            "a process that reads data died: out of memory? Free some, or use "
+            "--config.parallel.workers=0; the same command goes on from the last checkpoint"
+        ) from e
+
+
+def _start_reader(index: int, count: int) -> None:
+    start_worker()

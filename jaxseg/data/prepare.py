@@ -23,11 +23,11 @@ from jaxseg.data.labels import classes_hash
 from jaxseg.data.records import MANIFEST, Manifest
 from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, PublishedTotals, Source, check_names
 from jaxseg.data.workers import in_order
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, storage_errors
 from jaxseg.locks import locked
 from jaxseg.types import IGNORE_LABEL
 
-_VERSION = 2
+_VERSION = 3
 """Part of the fingerprint: raised when the same source would give other records or another manifest."""
 
 
@@ -108,7 +108,7 @@ def _locked(directory: Path) -> Iterator[None]:
     """Holds the folder's lock; waits for a process that has it."""
 
     def wait(holder: str) -> None:
-        print(f"jaxseg: {holder} is preparing {directory}; waiting for it", file=sys.stderr)
+        print(f"{holder} is preparing {directory}; waiting for it.", file=sys.stderr)
 
     with contextlib.ExitStack() as held:
         try:
@@ -145,9 +145,12 @@ def _build(plan: _Plan, workers: int | None, show_progress: bool) -> None:
         manifest.save(building)
         building.rename(plan.directory)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{building.parent}: {e.strerror}; make room, or set dataset.prepared_dir"
+            ) from None
+        with storage_errors(building.parent):
             raise
-        raise UserError(f"{building.parent}: {e.strerror}; make room, or set dataset.prepared_dir") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, storage_errors
+from jaxseg.files import sealed, unsealed, write_json
 from jaxseg.types import ClassTable
 
 MANIFEST = "manifest.json"
@@ -53,14 +55,16 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Writes it beside the records."""
-        (directory / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_json(directory / MANIFEST, sealed(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
         """Reads it. Raises UserError where there is none, or not one of this version."""
         file = directory / MANIFEST
         try:
-            values: dict[str, Any] = json.loads(file.read_text())
+            with storage_errors(file):
+                text = file.read_bytes()
+            values: dict[str, Any] = unsealed(json.loads(text))
             table = values.pop("classes")
             palette = tuple((int(r), int(g), int(b)) for r, g, b in table["palette"])
             others: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -104,7 +108,10 @@ def _are(row: Any, kind: type) -> bool:
 def open_records(directory: Path) -> Records:
     """The records that `prepare_split` wrote to `directory`. Raises UserError where they are not there."""
     directory = Path(directory)
-    return Records(directory, Manifest.load(directory))
+    records = Records(directory, Manifest.load(directory))
+    # Not in a thread of grain's: while tensorflow_datasets is imported, it takes over `import` everywhere.
+    records.check()
+    return records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,35 +131,45 @@ class Records:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """`image` [H, W, 3] uint8, `label` [H, W] uint8, `boxes` [MAX_REGIONS, 4] int32, `example_id` int32.
 
-        The arrays are read-only views of what was read.
+        The arrays are read-only views of what was read. Raises UserError for a damaged record.
         """
-        features = self._features(index)
         size = self.manifest.image_size
-        return {
-            "image": np.frombuffer(_bytes(features, "image"), np.uint8).reshape(*size, 3),
-            "label": np.frombuffer(_bytes(features, "label"), np.uint8).reshape(size),
-            "boxes": np.frombuffer(_bytes(features, "boxes"), np.int32).reshape(-1, 4),
-            "example_id": np.int32(features["example_id"].int64_list.value[0]),
-        }
+        with self._features(index) as features:
+            return {
+                "image": np.frombuffer(_bytes(features, "image"), np.uint8).reshape(*size, 3),
+                "label": np.frombuffer(_bytes(features, "label"), np.uint8).reshape(size),
+                "boxes": np.frombuffer(_bytes(features, "boxes"), np.int32).reshape(-1, 4),
+                "example_id": np.int32(features["example_id"].int64_list.value[0]),
+            }
 
     def source_label(self, index: int) -> np.ndarray:
         """[H, W] uint8 label at source size. Raises UserError for train, which has none."""
-        features = self._features(index)
-        if "source_label" not in features:
-            raise UserError(f"{self.directory} has no labels at source size; val and test have")
-        from jaxseg.data.images import decode_label
+        with self._features(index) as features:
+            if "source_label" not in features:
+                raise UserError(f"{self.directory} has no labels at source size; val and test have")
+            from jaxseg.data.images import decode_label
 
-        return decode_label(_bytes(features, "source_label"))
+            return decode_label(_bytes(features, "source_label"))
+
+    def check(self) -> None:
+        """Opens the files. Raises UserError where they are damaged, or not those of the manifest."""
+        with self._damage_told("its files"):
+            count = len(self._reader[1])
+        if count != len(self):
+            raise self._damaged(f"has {count} records where its manifest counts {len(self)}")
 
     def __reduce__(self) -> tuple[Callable[[Path], Records], tuple[Path]]:
         """Sent as its place: open files stay in their process."""
         return open_records, (self.directory,)
 
-    def _features(self, index: int) -> Any:
+    @contextlib.contextmanager
+    def _features(self, index: int) -> Iterator[Any]:
+        """The features of a record; what goes wrong with them within is told as damage."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        example, reader = self._reader
-        return example.FromString(reader[int(index)]).features.feature
+        with self._damage_told(f"record {index}"):
+            example, reader = self._reader
+            yield example.FromString(reader[int(index)]).features.feature
 
     @cached_property
     def _reader(self) -> tuple[Any, Any]:
@@ -161,13 +178,23 @@ class Records:
         from tensorflow_datasets.proto import tf_example_pb2
 
         files = sorted(str(f) for f in self.directory.glob("*.array_record-*"))
-        reader = ArrayRecordDataSource(files) if files else []
-        if len(reader) != len(self):
-            raise UserError(
-                f"{self.directory} has {len(reader)} records where its manifest counts {len(self)}; "
-                "remove it and run `jaxseg prepare`"
-            )
-        return tf_example_pb2.Example, reader
+        return tf_example_pb2.Example, ArrayRecordDataSource(files) if files else []
+
+    @contextlib.contextmanager
+    def _damage_told(self, what: str) -> Iterator[None]:
+        """array_record checks what it reads (each chunk has a hash) and raises a RuntimeError."""
+        from google.protobuf.message import DecodeError
+
+        try:
+            yield
+        except (RuntimeError, DecodeError, ValueError, IndexError, OSError) as e:
+            reason = str(e).split(";")[0]
+            raise self._damaged(f"is damaged: {what} can't be read ({reason})") from None
+
+    def _damaged(self, how: str) -> UserError:
+        return UserError(
+            f"{self.directory} {how}; unless the disk is at fault, remove it and run `jaxseg prepare`"
+        )
 
 
 def _bytes(features: Any, name: str) -> bytes:

@@ -1,7 +1,8 @@
 """The only reader of a config: checks it whole and builds what it describes.
 
 Each section goes by `**` to one callee, so that a mistyped key is an error and the signature is the
-documentation. `sections` holds the sections that are data for the loop, `stored` what a workdir keeps.
+documentation. `recipes` runs a recipe file, `sections` holds the sections that are data for the loop, and
+`stored` what a workdir keeps.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import augment, checkpoints, evaluate, losses, models, optim, parallel, step, summary
+from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step, summary
 from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
@@ -30,6 +30,7 @@ from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
+from jaxseg.experiment.recipes import load_recipe
 from jaxseg.experiment.sections import section, splat
 from jaxseg.experiment.stored import (
     CONFIG_FILE,
@@ -37,9 +38,12 @@ from jaxseg.experiment.stored import (
     check_same_run,
     plain,
     read_config,
+    told_as_stored,
     with_tuples,
     write_config,
 )
+from jaxseg.experiment.together import check_started_alike
+from jaxseg.meta import Meta
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
 
 __all__ = [
@@ -49,14 +53,20 @@ __all__ = [
     "check_classes",
     "check_config",
     "check_same_run",
+    "check_started_alike",
     "default_workdir",
     "init_from_parent",
     "load_recipe",
     "parent_config",
     "plain",
     "read_config",
+    "told_as_stored",
     "write_config",
 ]
+
+
+_MOST_PIXELS = 1 << 28
+"""Of an image: a record is a protocol buffer, which ends at 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +93,14 @@ class Data:
         return {"classes_hash": manifest.classes_hash, "mapping_hash": manifest.mapping_hash}
 
     @property
+    def contents(self) -> dict[str, str]:
+        """sha256 of the records of each split."""
+        return {split: manifest.content_hash for split, manifest in self.manifests.items()}
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the training records: a run goes on only with the data that it began with."""
-        return self.manifests["train"].content_hash
+        return self.contents["train"]
 
     def pixels(self, split: str) -> tuple[int, ...]:
         """Labelled pixels of each class at the training size, after the void policy."""
@@ -108,7 +123,7 @@ class Experiment:
         self._trains = trains
         self._values: dict[str, Any] = with_tuples(plain(config))
         sections.check_known(self._values)
-        self.recipe: str = config.recipe
+        self.recipe = sections.recipe_name(self._values)
         self.dataset = splat(sections.DatasetSection, self._values, "dataset")
         self.init = splat(sections.InitSection, self._values, "init")
         self.train = splat(sections.TrainSection, self._values, "train")
@@ -118,36 +133,26 @@ class Experiment:
         place = splat(sections.ParallelSection, self._values, "parallel")
         self.reading = pipeline.Reading(place.workers, place.threads, place.buffer)
         self.augmentation = splat(augment.build_augmentation, self._values, "augment")
+        parts = {"train": self.train, "evaluate": self.evaluate, "checkpoint": self.checkpoint}
+        sections.check_ranges({**parts, "parallel": place, "log": self.log})
         self._check()
         batch_sizes = [self.train.batch_size // self.train.accumulate] if trains else []
         self.parallel = parallel.build_parallel(
-            mode=place.mode, batch_sizes=[*batch_sizes, self.evaluate.batch_size]
+            mode=place.mode,
+            mesh=place.mesh,
+            batch_sizes=[*batch_sizes, self.evaluate.batch_size],
+            image_height=self.dataset.image_size[0],
+            halvings=self.config.model.depth,
         )
 
     def _check(self) -> None:
         train, evaluate = self.train, self.evaluate
-        for key, value in (
-            ("train.batch_size", train.batch_size),
-            ("train.accumulate", train.accumulate),
-            ("evaluate.batch_size", evaluate.batch_size),
-            ("checkpoint.keep", self.checkpoint.keep),
-            ("log.every", self.log.every),
-            ("parallel.threads", self.reading.threads),
-            ("parallel.buffer", self.reading.buffer),
-        ):
-            if value < 1:
-                raise UsageError(f"{key}={value} is too small; use at least 1")
-        for key, value in (
-            ("train.steps", train.steps),
-            ("train.seed", train.seed),
-            ("evaluate.every_steps", evaluate.every_steps),
-            ("evaluate.patience", evaluate.patience),
-            ("checkpoint.every_steps", self.checkpoint.every_steps),
-            ("parallel.workers", self.reading.workers),
-            ("log.images", self.log.images),
-        ):
-            if value < 0:
-                raise UsageError(f"{key}={value} is negative; use 0 or more")
+        height, width = self.dataset.image_size
+        if height * width > _MOST_PIXELS:
+            raise UsageError(
+                f"dataset.image_size=({height}, {width}) has more pixels than a record holds; use at most "
+                f"{_MOST_PIXELS}"
+            )
         if train.epochs <= 0 and not train.steps:
             raise UsageError(
                 f"train.epochs={train.epochs} trains nothing; use more than 0, or set train.steps"
@@ -158,7 +163,12 @@ class Experiment:
             raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
         if train.nonfinite not in ("stop", "skip"):
             raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
-        self._model(num_classes=1)
+        dropout = self._model(num_classes=1).dropout
+        if dropout and self.config.parallel.mode == "pmap":
+            raise UsageError(
+                f"model.dropout={dropout} draws other masks on other numbers of devices with "
+                "parallel.mode=pmap; use sharded"
+            )
         models.check_image_size(self.dataset.image_size, self.config.model.depth)
         if train.batch_size % train.accumulate:
             raise UsageError(
@@ -205,6 +215,7 @@ class Experiment:
             start_step=start_step,
             void_class=data.void_class,
             reading=self.reading,
+            share=self.parallel.share,
         )
         return pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._augment)
 
@@ -215,16 +226,17 @@ class Experiment:
             batch_size=self.evaluate.batch_size,
             void_class=data.void_class,
             reading=self.reading,
+            share=self.parallel.share,
         )
-        return pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._convert)
+        return _met(pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._convert))
 
     @cached_property
     def _augment(self) -> Callable[..., Batch]:
-        return self.parallel.compile_map(augment.make_augment(self.augmentation))
+        return self.parallel.compile_augment(augment.make_augment(self.augmentation))
 
     @cached_property
     def _convert(self) -> Callable[..., Batch]:
-        return self.parallel.compile_map(augment.make_augment(augment.Augmentation()))
+        return self.parallel.compile_augment(augment.make_augment(augment.Augmentation()))
 
     # Science.
 
@@ -276,6 +288,14 @@ class Experiment:
             raise UsageError(f"train.{length} is longer than steps can be counted; use less")
         every = self.evaluate.every_steps or math.ceil(self.evaluate.every_epochs * per_epoch)
         return total, min(total, max(1, every))
+
+
+def _met(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same; all processes have their first one before any of them uses it."""
+    for number, batch in enumerate(batches):
+        if number == 0:
+            distributed.meet()
+        yield batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +361,7 @@ class Run:
             state,
             watch(self.experiment.eval_stream(data, split)),
             loss=self.loss,
+            fetch=self.experiment.parallel.fetch,
         )
 
     def samples(
@@ -353,7 +374,7 @@ class Run:
         images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
         if data.void_class is not None:
             labels = np.where(labels == IGNORE_LABEL, np.uint8(data.void_class), labels)
-        predictions = self.predict_step(state, jax.numpy.asarray(images, np.float32) / 255.0)
+        predictions = self.predict_step(state, images.astype(np.float32) / np.float32(255))
         return list(images), list(labels), list(np.asarray(predictions))
 
     def step_cost(self, state: TrainState) -> summary.StepCost:
@@ -402,7 +423,7 @@ class Run:
     @cached_property
     def predict_step(self) -> step.PredictStep:
         """predict_step(state, image) -> class ids."""
-        return jax.jit(step.make_predict_step(self.model))
+        return self.experiment.parallel.compile_predict_step(step.make_predict_step(self.model))
 
 
 _FROM_CHILD = ("dataset", "model", "parallel", "log")
@@ -435,18 +456,6 @@ def parent_config(config: ConfigDict, recipes: Path, workdir: Path) -> ConfigDic
     return wanted.lock()
 
 
-def load_recipe(path: Path, dataset: str) -> ConfigDict:
-    """`get_config(dataset)` of a recipe file. Raises UserError where there is no such file or function."""
-    if not path.is_file():
-        raise UserError(
-            f"init.recipe names {path}, which is not there; put the parent's recipe beside this one"
-        )
-    names = runpy.run_path(str(path))
-    if "get_config" not in names:
-        raise UserError(f"{path} has no function get_config(dataset); see configs/scratch.py")
-    return names["get_config"](dataset)
-
-
 def default_workdir(config: ConfigDict) -> Path:
     """runs/DATASET/RECIPE."""
     return Path("runs") / config.dataset.name / config.recipe
@@ -461,12 +470,11 @@ def prepared_root(prepared_dir: str) -> Path:
     return Path.home() / ".cache" / "jaxseg"
 
 
-def check_classes(meta: Mapping[str, Any], classes: ClassTable, where: Path) -> None:
+def check_classes(meta: Meta, classes: ClassTable, where: Path) -> None:
     """Raises UserError unless a checkpoint was trained for these classes."""
-    theirs = tuple(meta["classes"])
-    if classes_hash(classes) != meta["classes_hash"]:
+    if classes_hash(classes) != meta.classes_hash:
         raise UserError(
-            f"{where} was trained for {len(theirs)} classes ({', '.join(theirs)}), the data has "
+            f"{where} was trained for {len(meta.classes)} classes ({', '.join(meta.classes)}), the data has "
             f"{len(classes.names)} ({', '.join(classes.names)}); evaluate on the same classes, "
             "or fine-tune with --config.init.exclude=\"('head',)\""
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxseg.errors import UsageError, did_you_mean
+from jaxseg.parallel import MeshSize
 
 _KNOWN = (
     "recipe",
@@ -34,6 +35,16 @@ def check_known(values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in _KNOWN:
             raise UsageError(f"config section {name} is not known; {did_you_mean(name, _KNOWN)}")
+
+
+def recipe_name(values: Mapping[str, Any]) -> str:
+    """The name of the recipe, which is a part of the default workdir. Raises UsageError where it is none."""
+    if "recipe" not in values:
+        raise UsageError("config key recipe is missing; give the recipe a name, as configs/scratch.py does")
+    name = values["recipe"]
+    if not isinstance(name, str) or name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
+        raise UsageError(f"config key recipe={name!r} is no name of a folder; use letters, digits and _")
+    return name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +108,7 @@ class ParallelSection:
     """
 
     mode: str
+    mesh: MeshSize
     workers: int
     threads: int
     buffer: int
@@ -109,6 +121,37 @@ class LogSection:
     every: int
     tensorboard: bool
     images: int
+
+
+_RANGES = {
+    "train.batch_size": (1, 1 << 16),
+    "train.accumulate": (1, 1 << 16),
+    "train.steps": (0, 1 << 31),
+    # Of a larger one jax.random takes the lower half, so that two seeds would be one.
+    "train.seed": (0, (1 << 32) - 1),
+    "evaluate.batch_size": (1, 1 << 16),
+    "evaluate.every_steps": (0, 1 << 31),
+    "evaluate.patience": (0, 1 << 31),
+    "checkpoint.keep": (1, 1 << 31),
+    "checkpoint.every_steps": (0, 1 << 31),
+    # Of millions of threads or places a machine would hang while it makes them.
+    "parallel.workers": (0, 1 << 10),
+    "parallel.threads": (1, 1 << 10),
+    "parallel.buffer": (1, 1 << 16),
+    "log.every": (1, 1 << 31),
+    "log.images": (0, 1 << 10),
+}
+
+
+def check_ranges(built: Mapping[str, Any]) -> None:
+    """Raises UsageError for a whole number of the sections that is too small or too large."""
+    for key, (least, most) in _RANGES.items():
+        section, name = key.split(".")
+        value = getattr(built[section], name)
+        if value < least:
+            raise UsageError(f"{key}={value} is too small; use at least {least}")
+        if value > most:
+            raise UsageError(f"{key}={value} is too large; use at most {most}")
 
 
 def splat(callee: Callable[..., Any], config: Mapping[str, Any], name: str, **more: Any) -> Any:
@@ -125,6 +168,10 @@ def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         raise UsageError(f"config section {name!r} is missing; see configs/scratch.py for every section")
     if not isinstance(config[name], Mapping):
         raise UsageError(f"config key {name}={config[name]!r} is no section; see configs/scratch.py")
+    for key, value in config[name].items():
+        for part in (key, *(value if isinstance(value, Mapping) else ())):
+            if not isinstance(part, str):
+                raise UsageError(f"config section {name} has the key {part!r}, which is no text; name it")
     return config[name]
 
 

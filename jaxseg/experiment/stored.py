@@ -6,6 +6,7 @@ epochs) may change from one start to the next.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxseg.checkpoints import stored_steps
-from jaxseg.errors import UserError
-from jaxseg.jsonfile import write_json
+from jaxseg.checkpoints import ForeignCheckpoint, stored_steps
+from jaxseg.errors import UsageError, UserError, storage_errors
+from jaxseg.files import write_json
 
 CONFIG_FILE = "config.json"
+
+_AGAIN = "the command that trains the run writes it again"
 
 _FREE = (
     "dataset.data_dir",
@@ -51,10 +54,10 @@ def check_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def check_same_run(stored: Mapping[str, Any], config: ConfigDict, workdir: Path) -> None:
-    """The same, against a config as JSON holds it."""
+    """The same, against a config as JSON holds it; raises ForeignCheckpoint."""
     differing = _differences(stored, plain(config))
     if differing:
-        raise UserError(
+        raise ForeignCheckpoint(
             f"{workdir} holds another run: {'; '.join(differing)}; "
             "use another --workdir, or the values it was started with"
         )
@@ -68,17 +71,29 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 def read_config(workdir: Path) -> ConfigDict:
     """The config that a run was last started with. Raises UserError where there is none."""
     path = workdir / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"{path} is not there; name the workdir of a run with --workdir")
+    with storage_errors(path):
+        if not path.is_file():
+            raise UserError(f"{path} is not there; name the workdir of a run with --workdir")
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_text())
-    except ValueError as e:
-        raise UserError(
-            f"{path} is not JSON ({e}); the command that trains the run writes it again"
-        ) from None
-    if not isinstance(content, dict) or "recipe" not in content:
-        raise UserError(f"{path} is no config of a run; the command that trains the run writes it again")
-    return ConfigDict(with_tuples(content)).lock()
+        content = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not JSON ({e}); {_AGAIN}") from None
+    try:
+        if not isinstance(content, dict) or "recipe" not in content:
+            raise ValueError("it has no recipe")
+        return ConfigDict(with_tuples(content)).lock()
+    except ValueError as e:  # as ConfigDict raises for a key with a dot
+        raise UserError(f"{path} is no config of a run ({e}); {_AGAIN}") from None
+
+
+@contextlib.contextmanager
+def told_as_stored(workdir: Path) -> Iterator[None]:
+    """Within, what is wrong with a config is said to be in config.json, or in a flag that changes it."""
+    try:
+        yield
+    except UsageError as e:
+        raise UsageError(f"{e} (of {workdir / CONFIG_FILE}, or a flag)") from None
 
 
 def plain(value: Any) -> Any:
@@ -100,7 +115,7 @@ def with_tuples(value: Any) -> Any:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, now = dict(_flat(old)), dict(_flat(new))
+    before, now = dict(flat(old)), dict(flat(new))
     missing = object()
     differing = []
     free = (
@@ -118,9 +133,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return differing
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all values of a plain config."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -37,6 +37,12 @@ def command(data: Path, *more: str, recipe: Path = ROOT / "configs" / "scratch.p
     return [*start, f"--config.dataset.data_dir={data}", *TINY_RUN, *EVERYTHING, *more]
 
 
+def argv(place: Path, workdir: Path, *more: str, **options) -> list[str]:
+    """The command of a run on the data in `place`, prepared there once for all."""
+    prepared = f"--config.dataset.prepared_dir={place / 'prepared'}"
+    return [*command(place / "camvid", prepared, *more, **options), f"--workdir={workdir}"]
+
+
 def run(argv: list[str], *, within: tuple[str, ...] = ()) -> tuple[int, str]:
     """(status, all that it printed) of a command, perhaps `within` another one."""
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}

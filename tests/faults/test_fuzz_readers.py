@@ -1,41 +1,23 @@
-"""Mutated valid files at every reader: each case is read, or refused in one line; nothing else happens.
+"""Mutated valid files at every reader; `tally` holds what a case has to keep to, and the long run."""
 
-JAXSEG_FUZZ_CASES sets the number of cases a reader (default 250, seconds); the long run is
-
-    JAXSEG_FUZZ_CASES=10000 python -m pytest -n 2 --dist worksteal tests/faults/test_fuzz_readers.py
-
-JAXSEG_FUZZ_FIGURES names a file to which each reader's figures are appended, one JSON object a line.
-A case is a function of its reader and its number, which a failure names.
-"""
-
-import argparse
 import contextlib
 import dataclasses
 import io
 import json
 import os
 import random
-import resource
-import signal
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from jaxseg import experiment, losses, main, models, optim
+from jaxseg import logs
 from jaxseg.data import camvid, class_file, folder, images, records
 from jaxseg.data.camvid import CamVid
 from jaxseg.data.cityscapes import Cityscapes
 from jaxseg.data.labels import mapping_of
 from jaxseg.data.source import Item
-from jaxseg.errors import UserError
-from jaxseg.experiment.sections import splat
+from jaxseg.files import sealed
 from jaxseg.types import ClassTable
 from tests.dataset_fakes import (
     CLASSES,
@@ -47,113 +29,10 @@ from tests.dataset_fakes import (
     zip_cityscapes,
 )
 from tests.faults import mutate
+from tests.faults.tally import CASES, named, run_case, tallied
 
-CASES = int(os.environ.get("JAXSEG_FUZZ_CASES", "250"))
-SECONDS = 20
-"""The most that a case may take."""
-MEBIBYTES = 2500
-"""The most by which all cases of a reader may raise the memory of the process: a photo at Pillow's limit of
-pixels takes 1,700."""
-ROOT = Path(__file__).resolve().parents[2]
 IDS = mapping_of({0: 0, 1: 1, 2: 2, 3: 0, 255: 255})
 COLOURS = mapping_of({}, {(128, 64, 128): 0, (0, 0, 0): 1, (70, 130, 180): 2})
-
-
-class Hang(BaseException):
-    """Not an Exception, so that no reader takes it for a broken file."""
-
-
-@dataclasses.dataclass
-class Tally:
-    cases: int = 0
-    reached: int = 0
-    read: int = 0
-    refused: int = 0
-    seconds: float = 0.0
-    slowest: float = 0.0
-
-    @property
-    def share(self):
-        return self.reached / max(1, self.cases)
-
-
-def run_case(tally: Tally, read: Callable[[], object], check: Callable[[object], None]) -> None:
-    """One case: a sound result, or a UserError of one line; within SECONDS and without a warning."""
-    start = time.monotonic()
-    tally.cases += 1
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        # Recorded: as errors, a reader might take them for what is wrong with the file.
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            try:
-                result = read()
-            finally:
-                assert not [str(w.message) for w in warned], "a warning"
-        check(result)
-        tally.read += 1
-    except UserError as e:
-        check_line(str(e))
-        tally.refused += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        took = time.monotonic() - start
-        tally.seconds += took
-        tally.slowest = max(tally.slowest, took)
-
-
-def check_line(text: str) -> None:
-    assert text.strip()
-    assert text.isprintable(), "a message has to be one line"
-    text.encode()
-
-
-@pytest.fixture(autouse=True)
-def limits():
-    """A case that hangs, or that takes all memory, ends as a failure and takes nothing else along."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 30), hard))
-
-    def ring(*_):
-        raise Hang(f"a case took more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield
-    signal.signal(signal.SIGALRM, before)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextlib.contextmanager
-def tallied(name, monkeypatch, capfd, owner, attribute, *, after=False):
-    """Counts calls of owner.attribute (with `after`, those that return) as cases that reached the decoder."""
-    tally = Tally()
-    original = getattr(owner, attribute)
-    seen = set()
-
-    def counted(*arguments, **keywords):
-        if not after:
-            seen.add(tally.cases)
-        result = original(*arguments, **keywords)
-        seen.add(tally.cases)
-        return result
-
-    monkeypatch.setattr(owner, attribute, counted)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield tally
-    tally.reached = len(seen)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", ""), "a storm of messages"
-    figures = {"reader": name, **dataclasses.asdict(tally), "share": tally.share, "mebibytes": grown}
-    if "JAXSEG_FUZZ_FIGURES" in os.environ:
-        with open(os.environ["JAXSEG_FUZZ_FIGURES"], "a") as file:
-            file.write(json.dumps(figures) + "\n")
-    assert tally.read + tally.refused == tally.cases >= CASES, figures
-    assert tally.read, "no mutation leaves the file sound?"
-    assert tally.refused, "no mutation breaks the file?"
-    assert tally.share >= 0.3, figures
-    assert grown < MEBIBYTES, figures
 
 
 def encoded(picture, kind, **options):
@@ -256,16 +135,6 @@ def test_pictures(tmp_path, monkeypatch, capfd, name):
                     run_case(tally, lambda: images.read_photo(str(file)), check_photo)
                 else:
                     run_case(tally, lambda: images.read_mask(str(file), mapping), check_mask)  # noqa: B023
-
-
-@contextlib.contextmanager
-def named(case):
-    """A failure says which case it was."""
-    try:
-        yield
-    except (Exception, Hang) as e:
-        e.add_note(f"case {case}")
-        raise
 
 
 def check_photo(array):
@@ -399,6 +268,15 @@ MANIFEST = {
 }
 
 
+def resealed(data: bytes) -> bytes:
+    """With the checksum that it has to have, where it is a JSON object still."""
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(data)
+        if isinstance(content, dict):
+            return json.dumps(sealed(content)).encode()
+    return data
+
+
 def test_manifests(tmp_path, monkeypatch, capfd):
     def check(manifest):
         values = dataclasses.asdict(manifest)
@@ -419,125 +297,29 @@ def test_manifests(tmp_path, monkeypatch, capfd):
         for case in range(CASES):
             rng = random.Random(f"manifest {case}")
             data = mutate.mutate_json(json.dumps(MANIFEST).encode(), rng)
-            (tmp_path / "manifest.json").write_bytes(data)
+            (tmp_path / "manifest.json").write_bytes(resealed(data))
             with named(case):
                 run_case(tally, lambda: records.Manifest.load(tmp_path), check)
 
 
-# Config.
-
-
-def leaves(config, prefix=""):
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-RECIPE = experiment.load_recipe(ROOT / "configs" / "scratch.py", "folder")
-LEAVES = sorted(leaves(RECIPE))
-ANY = st.one_of(
-    st.text(max_size=20),
-    st.integers(-(10**12), 10**12).map(str),
-    st.floats().map(repr),
-    st.lists(st.integers(-9, 9000), max_size=4).map(lambda v: str(tuple(v))),
-    st.lists(st.one_of(st.floats(-9, 9000), st.sampled_from(["head", "(", "x"])), max_size=4).map(
-        lambda v: str(tuple(v))
-    ),
-    st.sampled_from(
-        [
-            "",
-            "true",
-            "None",
-            "1e999",
-            "nan",
-            "-0",
-            "(",
-            "()",
-            "((((1,),),),)",
-            "[1,2]",
-            "{}",
-            "'a'",
-            "0x10",
-            "1_0",
-            "9" * 5000,
-            "(" * 500,
-            "[" * 5000,
-            "\udcff",
-            "a\nb",
-            "\x1b[2J",
-            "@x",
-            "lambda: 1",
-            "__import__('os')",
-        ]
-    ),
+ROWS = (
+    {"step": 10, "split": "train", "loss": 0.5, "iou": {"a": None, "b": 0.25}},
+    {"step": 20, "split": "val", "loss": 1e-3, "confusion_matrix": [[1, 2], [3, 4]]},
 )
 
 
-def like(value):
-    """Values of the type that the config gives a key, so that many overrides go through."""
-    if isinstance(value, bool):
-        return st.sampled_from(["true", "false", "1", "no"])
-    if isinstance(value, int):
-        return st.integers(-3, 100).map(str)
-    if isinstance(value, float):
-        return st.floats(-1, 100, allow_nan=False).map(repr)
-    if isinstance(value, tuple):
-        return st.tuples(st.integers(0, 512), st.integers(0, 512)).map(str)
-    return st.sampled_from([str(value), "adam", "ignore", "background", "jit", "pmap", "cosine", "x"])
+def test_run_logs(tmp_path, monkeypatch, capfd):
+    file = tmp_path / "metrics.jsonl"
 
+    def check(rows):
+        assert all(type(row) is dict and isinstance(row["step"], int) for row in rows)
 
-@st.composite
-def overrides(draw):
-    key, value = draw(st.sampled_from(LEAVES))
-    if draw(st.integers(0, 19)) == 0:
-        key = draw(
-            st.sampled_from([key[:-1], key + ".x", key.split(".")[0], "", ".", "name.first", "optim..x"])
-        )
-    text = draw(like(value)) if draw(st.integers(0, 9)) < 7 else draw(ANY)
-    return [f"--config.{key}={text}"] if draw(st.booleans()) else [f"--config.{key}", text]
-
-
-def test_config_overrides(monkeypatch, capfd):
-    parser = argparse.ArgumentParser()
-    head = {"head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}}
-
-    def read(flags):
-        _, overridden = main._parsed(parser, flags)
-        config = main._with_overrides(RECIPE.copy_and_resolve_references(), overridden)
-        built = experiment.Experiment(config)
-        # What a run builds from the config before it touches data, without tracing the model.
-        values = experiment.with_tuples(experiment.plain(config))
-        splat(models.build_unet, values, "model", num_classes=3, axis_name=None)
-        losses.build_loss(values["loss"], pixels_c=(100, 20, 3))
-        total, _ = built.steps(300)
-        splat(optim.build_optimizer, values, "optim", total_steps=total, params=head)
-        return built
-
-    def check(built):
-        height, width = built.dataset.image_size
-        assert type(height) is type(width) is int
-        assert min(height, width, built.train.batch_size, built.train.accumulate) >= 1
-        assert type(built.train.seed) is int
-        json.dumps(experiment.plain(built.config))
-
-    @settings(
-        max_examples=CASES,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(overrides())
-    @example(["--config.model.depth=1000000000000"])
-    @example(["--config.model.depth=-1"])
-    @example(["--config.optim.freeze=(0, 0)"])
-    @example(["--config.optim.freeze=('a{99999999999}',)"])
-    @example(["--config.optim.freeze=('[[a]',)"])
-    @example(["--config.dataset.image_size=(64.0, 64.0)"])
-    def run(flags):
-        run_case(tally, lambda: read(flags), check)
-
-    with tallied("config", monkeypatch, capfd, experiment.Experiment, "_check") as tally:
-        run()
+    with tallied("metrics.jsonl", monkeypatch, capfd, logs, "read_rows", after=True) as tally:
+        for case in range(CASES):
+            rng = random.Random(f"log {case}")
+            lines = [json.dumps(row).encode() for row in ROWS * 2]
+            at = rng.randrange(len(lines))
+            lines[at] = mutate.mutate_json(lines[at], rng)
+            file.write_bytes(b"\n".join(lines) + rng.choice((b"", b"\n")))
+            with named(case):
+                run_case(tally, lambda: logs.read_rows(file), check)

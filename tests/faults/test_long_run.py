@@ -63,12 +63,14 @@ def test_nothing_grows(tmp_path):
     assert len(steps) >= 10
     third = len(steps) // 3
     early, late = np.median(rss[:third]), np.median(rss[-third:])
+    few, many = np.median(threads[:third]), np.median(threads[-third:])
     slope = np.polyfit(steps, rss, 1)[0] * 1000
     print(
         f"{STEPS} steps: RSS {early:.0f} MiB in the first third, {late:.0f} in the last ({slope:+.2f} MiB a "
-        f"thousand steps); threads {threads[:third].max():.0f} and {threads[-third:].max():.0f}, open files "
+        f"thousand steps); threads {few:.0f} and {many:.0f}, open files "
         f"{files[:third].max():.0f} and {files[-third:].max():.0f} at most"
     )
     assert late < early * 1.03 + 5, (early, late)
-    assert threads[-third:].max() <= threads[:third].max() + 2
+    # Pools grow by a thread or two on a busy machine; one left behind by each evaluation would make 6.
+    assert many <= few + 5
     assert files[-third:].max() <= files[:third].max() + 4

@@ -6,18 +6,21 @@ The short part takes one moment of each phase. The long one, 50 SIGKILLs and 20 
 """
 
 import collections
+import json
 import os
 import signal
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from jaxseg.stop import GRACE_S
-from jaxseg.verify import PHASES, format_verdict, run_digests, verify_resume
+from jaxseg.verify import PHASES, Runner, format_verdict, run_digests, verify_resume
 from tests.faults.runs import ROOT, command, run, write_data
 
 KILLS = int(os.environ.get("JAXSEG_KILLS", "6"))
-STOPS = int(os.environ.get("JAXSEG_STOPS", "2"))
+STOPS = int(os.environ.get("JAXSEG_STOPS", "6"))
 
 SKIPS_A_BATCH = f"""
 import runpy
@@ -59,8 +62,7 @@ def test_killed_anywhere_a_run_ends_the_same(data, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_a_run_saves_and_ends_with_75(data, tmp_path, number):
-    phases = ("train", "save", "evaluate", "report")
-    verdict = verify_resume(command(data), tmp_path, trials=STOPS, phases=phases, number=number)
+    verdict = verify_resume(command(data), tmp_path, trials=STOPS, phases=PHASES, number=number)
     print(format_verdict(verdict, number))
     assert verdict.is_exact
     for trial in verdict.trials:
@@ -96,11 +98,11 @@ def test_told_to_stop_while_it_starts_a_run_ends_with_75(tmp_path, number):
 
 def test_a_process_starts_with_large_pages_unless_told_otherwise(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.py"
-    recipe.write_text("import os, sys\nsys.exit(os.environ['GLIBC_TUNABLES'])\n")
+    recipe.write_text("import os\nprint(os.environ['GLIBC_TUNABLES'])\n")
     argv = [sys.executable, "-m", "jaxseg.main", f"--config={recipe}"]
-    assert run(argv) == (1, "glibc.malloc.hugetlb=1\n")
+    assert run(argv)[1].splitlines()[0] == "glibc.malloc.hugetlb=1"
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    assert run(argv) == (1, "glibc.malloc.check=0\n")
+    assert run(argv)[1].splitlines()[0] == "glibc.malloc.check=0"
 
 
 def test_a_signal_in_a_destructor_which_swallows_exceptions_ends_a_run_all_the_same(tmp_path):
@@ -118,6 +120,70 @@ def test_a_signal_in_a_destructor_which_swallows_exceptions_ends_a_run_all_the_s
     assert printed.startswith("jaxseg: ") and printed.count("\n") == 1, printed
 
 
+def test_a_signal_of_which_a_library_makes_an_error_of_its_own(tmp_path):
+    """As extension modules do in the middle of their import."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "except BaseException:\n"
+        "    pass\n"
+        "raise ImportError('while initializing the extension')\n"
+    )
+    status, printed = run([sys.executable, "-m", "jaxseg.main", f"--config={recipe}"])
+    assert status == 75, printed
+    assert printed.startswith("jaxseg: SIGTERM: ") and printed.count("\n") == 1, printed
+
+
+def test_what_a_signal_left_half_made_is_not_taken_down(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import signal\n"
+        "class Half:\n"
+        "    def __init__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    def __del__(self):\n"
+        "        self.parts.clear()\n"
+        "Half()\n"
+    )
+    status, printed = run([sys.executable, "-m", "jaxseg.main", f"--config={recipe}"])
+    assert status == 75 and printed.count("\n") == 1, printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_it_listens_waits_until_it_does(number):
+    script = "import signal, sys; from jaxseg import main; original = main.main;"
+    script += f"main.main = lambda **more: (signal.raise_signal({int(number)}), original(**more));"
+    script += "sys.argv[1:] = ['--help']; main.program()"
+    status, printed = run([sys.executable, "-c", script])
+    assert status == 75, printed
+    assert printed.startswith(f"jaxseg: {number.name}: ") and printed.count("\n") == 1, printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_is_interrupted_from_the_first_moment_at_which_it_listens(tmp_path, number):
+    script = "import time; time.sleep(1); from jaxseg import main;"
+    script += "main._run = lambda *_: time.sleep(60); main.program()"
+    with Runner([sys.executable, "-c", script], tmp_path / "run", own_prepared=False) as runner:
+        runner.start()
+        draw = SimpleNamespace(random=lambda: 0.0, randint=lambda low, high: low)
+        assert runner.reach("start", {"start": 1.0}, draw)
+        trial = runner.interrupt(number, twice=False)
+    assert (trial.phase, trial.step) == ("start", 0)
+    assert f"jaxseg: {number.name}: " in (tmp_path / "run.log").read_text()
+
+
+def test_told_to_stop_a_run_does_not_go_down_around_its_threads():
+    """What a thread of a library makes of that: here the exit handlers, which end it by SIGSEGV."""
+    script = "import atexit, os, signal, sys; from jaxseg import main;"
+    script += "atexit.register(os.kill, os.getpid(), signal.SIGSEGV);"
+    script += "main._run = lambda *_: print('so far') or signal.raise_signal(signal.SIGTERM); main.program()"
+    status, printed = run([sys.executable, "-c", script])
+    assert status == 75, printed
+    assert "so far\n" in printed and "jaxseg: SIGTERM: " in printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_after_the_end_changes_nothing(number):
     late = f"import atexit, signal; atexit.register(signal.raise_signal, {int(number)});"
@@ -125,6 +191,27 @@ def test_a_signal_after_the_end_changes_nothing(number):
     status, printed = run([sys.executable, "-c", script])
     assert status == 0, printed
     assert "KeyboardInterrupt" not in printed
+
+
+def test_a_clock_that_jumps_makes_no_phase_longer_than_its_run(tmp_path):
+    times = {"train": 5e9, "save": 1e9, "evaluate": 4e9, "report": 2e9}
+    rows = [json.dumps({"step": 1, "unix_time": at, "phase": phase}) for phase, at in times.items()]
+    (tmp_path / "run").mkdir()
+    script = f"open({str(tmp_path / 'run/timings.jsonl')!r}, 'w').write({chr(10).join([*rows, ''])!r})"
+    with Runner([sys.executable, "-c", script], tmp_path / "run", own_prepared=False) as runner:
+        runner.start()
+        lengths = runner.finish()
+    assert lengths.keys() == {*times, "start"}
+    assert all(0 < length < 60 for length in lengths.values()), lengths
+
+
+def test_a_run_that_ends_before_its_moment_is_not_waited_for(tmp_path):
+    with Runner([sys.executable, "-c", ""], tmp_path / "run", own_prepared=False) as runner:
+        runner.start()
+        draw = SimpleNamespace(random=lambda: 1.0, randint=lambda low, high: low)
+        began = time.monotonic()
+        assert not runner.reach("start", {"start": 30.0}, draw)
+    assert time.monotonic() - began < 15
 
 
 def test_a_loader_that_skips_a_batch_after_a_restart_is_found(data, tmp_path):

@@ -1,16 +1,20 @@
 """What a disk or a second process does to a run: a clear line, or a loud fall back; nothing lost."""
 
+import json
 import random
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 
+from jaxseg.best import best_of
 from jaxseg.checkpoints import DIRECTORY, stored_steps
-from jaxseg.logs import TIMINGS_FILE, read_rows
+from jaxseg.data.records import open_records
+from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
 from jaxseg.verify import run_digests
-from tests.faults.runs import ROOT, command, run, write_data
+from tests.faults.runs import ROOT, argv, run, write_data
 
 CAN_MOUNT = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode == 0
@@ -19,20 +23,14 @@ mounts = pytest.mark.skipif(not CAN_MOUNT, reason="no mount namespaces here")
 
 
 CLOCK_JUMPS = f"""
-import random, runpy, threading, time
+import random, runpy, time
 
-real, draw, offset = time.time, random.Random(0), [0.0]
-time.time = lambda: real() + offset[0]
-
-def jump():
-    while True:
-        time.sleep(draw.uniform(0.02, 0.2))
-        offset[0] = draw.choice([0.0, -3600.0, 86400.0, -30 * 365 * 86400.0, 30 * 365 * 86400.0])
-
-threading.Thread(target=jump, daemon=True).start()
+real, draw = time.time, random.Random(0)
+jumps = [0.0, -3600.0, 86400.0, -30 * 365 * 86400.0, 30 * 365 * 86400.0]
+time.time = lambda: real() + draw.choice(jumps)
 get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
 """
-"""A recipe under which the clock on the wall, as Python tells it, is set again ten times a second."""
+"""A recipe under which the clock on the wall, as Python tells it, is set again whenever someone looks."""
 
 
 TOLD_TO_STOP_WHILE_IT_READS = f"""
@@ -62,11 +60,6 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digests(place):
     return run_digests(place / "whole")
-
-
-def argv(place, workdir, *more, **options):
-    prepared = f"--config.dataset.prepared_dir={place / 'prepared'}"
-    return [*command(place / "camvid", prepared, *more, **options), f"--workdir={workdir}"]
 
 
 def one_line(printed: str) -> str:
@@ -110,6 +103,23 @@ def test_a_workdir_below_a_file(place, tmp_path):
     assert f"{tmp_path / 'file' / 'run'}: Not a directory" in one_line(printed)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_records(place, tmp_path, workers):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(place / "prepared", prepared)
+    directory = next(prepared.glob("camvid/train-*"))
+    file = next(directory.glob("*.array_record-*"))
+    content = bytearray(file.read_bytes())
+    content[content.index(open_records(directory)[7]["image"].tobytes())] ^= 1
+    file.write_bytes(content)
+    more = (f"--config.dataset.prepared_dir={prepared}", f"--config.parallel.workers={workers}")
+    status, printed = run(argv(place, tmp_path / "run", *more))
+    assert status == 1
+    said = one_line(printed)
+    assert said.startswith(f"jaxseg: {directory} is damaged: record 7 can't be read (")
+    assert said.endswith("; unless the disk is at fault, remove it and run `jaxseg prepare`")
+
+
 def test_two_processes_with_one_workdir(place, digests, tmp_path):
     first = subprocess.Popen(argv(place, tmp_path / "run"), cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (tmp_path / "run" / ".lock").exists() or not (tmp_path / "run" / ".lock").read_text():
@@ -129,6 +139,30 @@ def half_way(place, tmp_path):
     return workdir
 
 
+@pytest.mark.parametrize("name", [DIRECTORY, "config.json", "timings.jsonl", "class_weights.json"])
+def test_something_in_the_way(place, digests, tmp_path, name):
+    workdir = half_way(place, tmp_path)
+    there, elsewhere = workdir / name, tmp_path / "elsewhere"
+    was_folder = there.is_dir()
+    there.rename(elsewhere)
+    if was_folder:
+        there.touch()
+    else:
+        there.mkdir()
+    log = (workdir / METRICS_FILE).read_bytes()
+    status, printed = run(argv(place, workdir))
+    assert status == 1
+    assert f"jaxseg: {there}: " in one_line(printed) and "move away what is in the way" in printed
+    if was_folder:
+        assert (workdir / METRICS_FILE).read_bytes() == log
+        there.unlink()
+    else:
+        there.rmdir()
+    elsewhere.rename(there)
+    assert run(argv(place, workdir))[0] == 0
+    assert run_digests(workdir) == digests
+
+
 @pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "timings.jsonl", "class_weights.json"])
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_a_workdir_that_was_copied_by_half(place, digests, tmp_path, file, how):
@@ -144,11 +178,129 @@ def test_a_workdir_that_was_copied_by_half(place, digests, tmp_path, file, how):
     assert "Going on from step 20 of 24." in printed
     after = run_digests(workdir)
     if file == "metrics.jsonl":
-        assert "metrics.jsonl has lost" in printed, "loudly"
-        before = {k: v for k, v in digests.items() if k.startswith("step 24")}
-        assert before.items() <= after.items(), "the arrays are those of the whole run all the same"
-    else:
-        assert after == digests
+        assert "metrics.jsonl is not what this run had written up to step 20" in printed, "loudly"
+        assert (workdir / "broken" / "metrics.jsonl.0").exists() == (how == "cut")
+        assert after.pop("metrics.jsonl") != digests["metrics.jsonl"]
+    # The best checkpoint is known and kept without the log.
+    assert digests.items() >= after.items() and len(after) >= len(digests) - 1
+
+
+def test_a_workdir_that_was_copied_without_its_checkpoints(place, digests, tmp_path):
+    workdir = half_way(place, tmp_path)
+    shutil.rmtree(workdir / DIRECTORY)
+    status, printed = run(argv(place, workdir))
+    assert status == 0, printed
+    assert "there is no checkpoint" in printed, "loudly"
+    assert (workdir / "broken" / "metrics.jsonl.0").exists()
+    assert run_digests(workdir) == digests
+
+
+def test_a_log_in_which_a_figure_was_changed_does_not_say_which_is_the_best(place, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(place / "whole", workdir)
+    rows = read_rows(workdir / METRICS_FILE)
+    (first,) = (row for row in rows if (row["split"], row["step"]) == ("val", 6))
+    first["miou"] = 1.0
+    (workdir / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, printed = run([sys.executable, "-m", "jaxseg.main", "evaluate", f"--workdir={workdir}"])
+    assert status == 0, printed
+    assert "metrics.jsonl is not what this run had written" in printed
+    assert "checkpoint of step 6," not in printed
+
+
+@pytest.fixture(scope="module")
+def rising(place, tmp_path_factory):
+    """A run that has ended and whose last checkpoint is its best, by its log."""
+    workdir = tmp_path_factory.mktemp("rising") / "run"
+    status, printed = run(argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0"))
+    assert status == 0, printed
+    assert best_of(read_rows(workdir / METRICS_FILE)).step == 24
+    return workdir
+
+
+def evaluated_step(workdir) -> int:
+    status, printed = run([sys.executable, "-m", "jaxseg.main", "evaluate", f"--workdir={workdir}"])
+    assert status == 0, printed
+    assert "Traceback" not in printed
+    return json.loads((workdir / "eval" / "val.json").read_text())["step"]
+
+
+def test_a_run_that_had_ended_scores_its_last_step_again_where_its_log_is_lost(place, rising, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(rising, workdir)
+    (workdir / METRICS_FILE).unlink()
+    assert evaluated_step(workdir) != 24, "which the checkpoint can't know of; it warns"
+    flags = argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0")
+    status, printed = run(flags)
+    assert status == 0, printed
+    assert "is not what this run had written" in printed
+    assert json.loads((workdir / "eval" / "val.json").read_text())["step"] == 24
+    scores = [row for row in read_rows(workdir / METRICS_FILE) if row["split"] == "val"]
+    assert scores == [row for row in read_rows(rising / METRICS_FILE) if row["split"] == "val"]
+    status, printed = run(flags)
+    assert status == 0, printed
+    assert "Warning" not in printed, "its own log is none that it has not written"
+    assert evaluated_step(workdir) == 24
+
+
+def test_a_changed_score_of_the_newest_checkpoint_does_not_say_which_is_the_best(place, rising, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(rising, workdir)
+    log = workdir / METRICS_FILE
+    before = log.read_bytes()
+    rows = read_rows(log)
+    assert (rows[-1]["split"], rows[-1]["step"]) == ("val", 24)
+    rows[-1]["miou"] = 0.0
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0")
+    status, printed = run(flags)
+    assert status == 0, printed
+    assert "the line after step 24 is left out: it fails its checksum" in printed
+    assert log.read_bytes() == before, "scored anew"
+
+
+@pytest.mark.parametrize("content", [None, b"x\n" * 9])
+def test_a_run_without_its_log_can_be_scored(rising, tmp_path, content):
+    workdir = tmp_path / "run"
+    shutil.copytree(rising, workdir)
+    (workdir / METRICS_FILE).unlink()
+    if content is not None:
+        (workdir / METRICS_FILE).write_bytes(content)
+    status, printed = run([sys.executable, "-m", "jaxseg.main", "evaluate", f"--workdir={workdir}"])
+    assert status == 0, printed
+    assert "curves.png is not drawn" in printed and "Traceback" not in printed
+
+
+def test_another_model_in_a_workdir_without_its_config_is_refused_in_one_line(place, tmp_path):
+    workdir = half_way(place, tmp_path)
+    (workdir / "config.json").unlink()
+    status, printed = run(argv(place, workdir, "--config.model.depth=2"))
+    assert status == 1, printed
+    assert "holds another run: model.depth was 1 and is now 2" in printed
+    assert "Traceback" not in printed and "orbax" not in printed
+    assert stored_steps(workdir)[-1] == 20 and not (workdir / "broken").exists()
+
+
+def test_links_in_a_workdir_are_not_written_through(place, digests, tmp_path):
+    workdir = half_way(place, tmp_path)
+    theirs = tmp_path / "theirs"
+    theirs.write_text("untouched")
+    written = ("metrics.jsonl", "timings.jsonl", "config.json", "class_weights.json", "eval/val.json")
+    for name in (*written, *(f"{name}.tmp" for name in written), "curves.png", "eval/val_sheet.png"):
+        link = workdir / name
+        if name not in ("metrics.jsonl", "timings.jsonl", "config.json"):  # which are read
+            link.unlink(missing_ok=True)
+            link.symlink_to(theirs)
+    status, printed = run(argv(place, workdir))
+    assert status == 0, printed
+    assert run_digests(workdir) == digests
+    assert theirs.read_text() == "untouched"
+    (workdir / ".lock").unlink()
+    (workdir / ".lock").symlink_to(theirs)
+    status, printed = run(argv(place, workdir))
+    assert status == 1, printed
+    assert f"{workdir}/.lock" in printed and "Traceback" not in printed
+    assert theirs.read_text() == "untouched"
 
 
 def test_a_flipped_bit_anywhere_is_found_or_harmless(place, digests, tmp_path):
@@ -190,14 +342,16 @@ def outcome(copy, expected, error):
     return 0
 
 
-def test_a_checkpoint_without_a_file(place, digests, tmp_path):
-    """Each file of the newest in turn would take minutes: the largest, and the run to its end."""
+@pytest.mark.parametrize("which", ["largest", "state/manifest.ocdbt"])
+def test_a_checkpoint_without_a_file(place, digests, tmp_path, which):
+    """Each file of the newest in turn would take minutes: two of them, and the run to its end."""
     workdir = tmp_path / "run"
     shutil.copytree(place / "whole", workdir)
     newest = workdir / DIRECTORY / "24"
-    max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).unlink()
+    largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    (largest if which == "largest" else newest / which).unlink()
     status, printed = run(argv(place, workdir))
-    assert status == 0, printed
+    assert status == 0 and "Traceback" not in printed, printed
     assert printed.count("moved to") == 1
     assert "Going on from step 20 of 24." in printed
     assert run_digests(workdir) == digests

@@ -1,0 +1,68 @@
+"""Times of several ways to do the same, taken in turns, so that none has the machine's good minutes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one call, a figure a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return statistics.median(self.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Median, range and all rounds."""
+        return {
+            "median_s": self.median,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "rounds_s": list(self.seconds),
+        }
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    at_least_s: float,
+    watch: Callable[[Iterator[int]], Iterator[int]] = iter,
+) -> dict[str, Times]:
+    """Times of each side: a function that does its work once and returns when it is done.
+
+    Each is called once before (which compiles it). In a round each is called until `at_least_s` have passed,
+    once at least, and the mean is the round's figure; every other round takes them in the reverse order.
+    `watch` goes over the rounds, for a progress bar.
+    """
+    for work in sides.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in watch(iter(range(rounds))):
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            found[name].append(_mean_time(sides[name], at_least_s))
+    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+
+
+def _mean_time(work: Callable[[], object], at_least_s: float) -> float:
+    calls, start = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        passed = time.perf_counter() - start
+        if passed >= at_least_s:
+            return passed / calls
+
+
+def ratio(theirs: Times, ours: Times) -> tuple[float, float, float]:
+    """Median, least and greatest of their time over ours, round by round: above 1 ours is the faster."""
+    ratios = [a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)

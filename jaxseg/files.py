@@ -1,0 +1,61 @@
+"""Files that people and scripts read, written whole or not at all, and the checksums in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file, and its folder where that is missing. Raises ValueError for what JSON can't hold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file, whole or not at all, and on the disk when this returns."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file whose content stands at `path` when the block has ended, and is on the disk.
+
+    A link there is replaced and not written through: it may be a stranger's.
+    """
+    # A name of its own: two processes may write the same file, as two evaluations of one run do.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with a checksum of all its keys and values, as `seal`."""
+    return {**content, "seal": _seal(content)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """What `sealed` was given. Raises ValueError where anything in it is another now."""
+    if not isinstance(content, dict) or "seal" not in content:
+        raise ValueError("it has no checksum")
+    original = {key: value for key, value in content.items() if key != "seal"}
+    if content["seal"] != _seal(original):
+        raise ValueError("it fails its checksum")
+    return original
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""The README's table of modes: speed, memory and distance from the run on one device; minutes on a laptop.
+
+    python -m tests.parallel_table
+
+Devices are virtual ones that share the cores of this machine: what they cost shows here, not what they gain.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxseg.logs import TIMINGS_FILE, read_metrics, read_rows
+from tests.faults.runs import ROOT
+from tests.faults.test_distributed import meeting
+
+FLAGS = (
+    "--config.dataset.options.num_train=48",
+    "--config.dataset.options.num_val=8",
+    "--config.train.batch_size=8",
+    "--config.evaluate.batch_size=8",
+    "--config.train.steps=60",
+    "--config.evaluate.every_steps=60",
+    "--config.log.every=1",
+    "--config.optim.name=sgd",
+    "--config.optim.schedule=constant",
+    "--config.optim.warmup_steps=0",
+    "--config.optim.learning_rate=0.05",
+)
+
+RUNS = (
+    ("jit", 1, 1, 1),
+    ("sharded", 2, 1, 1),
+    ("sharded", 8, 1, 1),
+    ("sharded", 2, 2, 1),
+    ("sharded", 4, 4, 1),
+    ("sharded", 8, 2, 1),
+    ("pmap", 2, 1, 1),
+    ("pmap", 8, 1, 1),
+    ("sharded", 4, 1, 2),
+    ("sharded", 4, 4, 2),
+    ("sharded", 4, 1, 4),
+)
+"""(mode, devices in all, rows, processes)."""
+
+
+def train(workdir: Path, mode: str, devices: int, rows: int, processes: int) -> str:
+    """Trains, and returns what process 0 printed."""
+    command = [
+        sys.executable,
+        "-m",
+        "jaxseg.main",
+        f"--config={ROOT}/configs/scratch.py",
+        f"--workdir={workdir}",
+    ]
+    command += [*FLAGS, f"--config.parallel.mode={mode}", f"--config.parallel.mesh.rows={rows}"]
+    local = devices // processes
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={local}"}
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, *more],
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            for more in (meeting(processes) if processes > 1 else [()])
+        ]
+        printed = [process.communicate()[0] for process in started]
+        assert not any(process.returncode for process in started), printed
+    return printed[0]
+
+
+def main() -> None:
+    """Prints the table, as Markdown."""
+    print(
+        "| mode | devices | of them for rows | processes | steps/s | memory a device | largest difference |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        first = None
+        for number, run in enumerate(RUNS):
+            workdir = Path(scratch) / str(number)
+            printed = train(workdir, *run)
+            speeds = [
+                row["images_per_s"] for row in read_rows(workdir / TIMINGS_FILE) if "images_per_s" in row
+            ]
+            losses = [row["loss"] for row in read_metrics(workdir) if row["split"] == "train"][:10]
+            first = first or losses
+            furthest = max(abs(a / b - 1) for a, b in zip(losses, first, strict=True))
+            found = re.search(r"on a device (\S+ \S+) for", printed)
+            memory = found[1] if found else "n/a"
+            cells = [*run, f"{speeds[-1] / 8:.2f}", memory, f"{furthest:.0e}"]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What devices send each other in a step, as XLA compiled it: a test reads the program, no device waits."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxseg import losses
+from jaxseg.models import UNet
+from jaxseg.parallel import Parallel
+from jaxseg.step import init_state, make_eval_step, make_train_step
+from jaxseg.types import Batch
+
+DEPTH = 2
+NORMS = 2 * (2 * DEPTH + 1)
+"""Two normalisations in each block of the encoder, the bottleneck and the decoder."""
+
+LOSS = losses.mixture({"cross_entropy": (0.3, losses.cross_entropy()), "dice": (0.7, losses.dice())})
+
+
+def compiled(devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), **more):
+    place = Parallel("sharded", tuple(jax.devices()[:devices]), rows=rows)
+    model, tx = UNet(5, 8, DEPTH), optax.adam(1e-3)
+    state = jax.eval_shape(lambda: init_state(model, tx, 0, image_size=size, ema=False))
+    shape = (8, *size)
+    batch = Batch(
+        image=jax.ShapeDtypeStruct((*shape, 3), jnp.float32),
+        label=jax.ShapeDtypeStruct(shape, jnp.int32),
+        occlusion=jax.ShapeDtypeStruct(shape, jnp.bool_),
+        example_id=jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    )
+    if of is make_train_step:
+        step = place.compile_train_step(make_train_step(model, tx, loss, **more))
+    else:
+        step = place.compile_eval_step(make_eval_step(model, loss, num_classes=5))
+    return place.compiled(step, state, batch)
+
+
+def messages(program):
+    """How many of each kind, and the shapes that all-gathers make."""
+    text = program.as_text()
+    kinds = "all-reduce|all-gather|collective-permute|reduce-scatter|all-to-all|collective-broadcast"
+    counts = collections.Counter(re.findall(rf"\b({kinds})(?:-start)?\(", text))
+    gathered = re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather(?:-start)?\(", text)
+    return counts, gathered
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_the_gradient_is_summed_once_and_a_norm_twice(devices):
+    counts, _ = messages(compiled(devices, 1))
+    # A norm's statistics on the way there and their gradients on the way back; the loss's sums; the gradient.
+    assert counts == {"all-reduce": 2 * NORMS + 2}
+
+
+def test_in_one_device_nothing_is_sent():
+    assert messages(compiled(1, 1))[0] == {}
+
+
+@pytest.mark.parametrize(("devices", "rows"), [(2, 2), (4, 4), (8, 2)])
+def test_rows_are_exchanged_and_no_activation_is_gathered(devices, rows):
+    counts, gathered = messages(compiled(devices, rows))
+    assert gathered == [] and counts.keys() == {"all-reduce", "collective-permute"}
+    # Each of the 3x3 convolutions needs a row of both neighbours, there and back.
+    assert counts["collective-permute"] >= 4 * NORMS
+    # Where a device has a part of both, XLA sums over rows and over images one after the other, and takes the
+    # gradient in a few bundles.
+    most = 2 * NORMS + 2 if devices == rows else 2 * (2 * NORMS + 2) + 2
+    assert counts["all-reduce"] <= most
+
+
+def test_an_evaluation_sends_rows_and_figures_only():
+    counts, gathered = messages(compiled(4, 4, of=make_eval_step))
+    assert gathered == [] and counts["all-reduce"] <= 3
+    counts, gathered = messages(compiled(8, 1, of=make_eval_step))
+    # Each process wants the matrices of all images.
+    assert gathered in ([], ["s32[8,5,5]"]) and counts["all-reduce"] <= 3
+
+
+def test_an_activation_that_is_gathered_would_be_seen():
+    """Lovasz sorts all pixels of an image, for which it gathers the logits."""
+    _, gathered = messages(compiled(4, 4, loss=losses.lovasz(over="image")))
+    assert any(shape.startswith("f32[8,5,2048]") for shape in gathered), gathered
+
+
+def test_rows_divide_the_memory():
+    memory = [compiled(rows, rows).memory_analysis().temp_size_in_bytes for rows in (1, 2, 4)]
+    assert memory[1] < 0.6 * memory[0] and memory[2] < 0.36 * memory[0], memory

@@ -1,0 +1,121 @@
+"""What jaxseg.distributed asks of jax, without other processes."""
+
+import contextlib
+import signal
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jaxseg import distributed, parallel, supervise
+from jaxseg.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("meeting", "detection"),
+    [(distributed.Meeting("here:1", 2, 0), "deactivate"), (distributed.Meeting(), None)],
+)
+def test_who_is_told_where_to_meet_does_not_look_for_a_scheduler(monkeypatch, meeting, detection):
+    """Inside a Slurm job jax would else leave each process one GPU, by a number that is not its own."""
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: asked.update(more))
+    distributed.start(meeting)
+    assert asked["cluster_detection_method"] == detection
+
+
+OPEN_MPI_5 = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "PMIX_NAMESPACE": "prterun-node-7-9922@1",
+}
+"""As Open MPI 5.0.11 sets them."""
+
+
+def asked_of_jax(monkeypatch, environment):
+    asked = {}
+    for name in (*OPEN_MPI_5, "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: asked.update(more))
+    distributed.start(distributed.Meeting())
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("more", "coordinator"),
+    [
+        ({}, f"node-7:{61440 + 9922 % 4096}"),
+        ({"JAX_COORDINATOR_PORT": "99"}, "node-7:99"),
+        ({"JAX_COORDINATOR_ADDRESS": "there:9"}, "there:9"),
+        ({"PMIX_NAMESPACE": "other", "JAX_COORDINATOR_ADDRESS": "there:9"}, "there:9"),
+    ],
+)
+def test_open_mpi_5_says_who_takes_part(monkeypatch, more, coordinator):
+    asked = asked_of_jax(monkeypatch, {**OPEN_MPI_5, **more})
+    assert asked["coordinator_address"] == coordinator
+    assert (asked["process_id"], asked["num_processes"], asked["local_device_ids"]) == (1, 2, [1])
+    assert asked["cluster_detection_method"] == "deactivate"
+
+
+def test_open_mpi_4_is_left_to_jax(monkeypatch):
+    asked = asked_of_jax(monkeypatch, {**OPEN_MPI_5, "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"})
+    assert asked["coordinator_address"] is None and asked["cluster_detection_method"] is None
+
+
+def test_an_open_mpi_that_names_no_host_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match=r"PMIX_NAMESPACE=other .* set JAX_COORDINATOR_ADDRESS=HOST:PORT"):
+        asked_of_jax(monkeypatch, {**OPEN_MPI_5, "PMIX_NAMESPACE": "other"})
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ("DEADLINE_EXCEEDED: Deadline Exceeded", "did not find each other at there:9 within 3 s"),
+        ("UNIMPLEMENTED: ", "install the same jax and jaxlib for all"),
+    ],
+)
+def test_a_meeting_that_fails_says_what_to_look_at(status, says):
+    """With what jaxlib 0.9 and 0.10 print where they are to meet."""
+    said = f"absl::Status: {status}\n\nRPC: /tensorflow.CoordinationService/RegisterTask\n"
+    line = supervise._cause(said, signal.SIGABRT, "at there:9 within 3 s")
+    assert says in line and "jax" in line and "\n" not in line
+
+
+def test_a_coordinator_without_a_port_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match="there is no HOST:PORT"):
+        asked_of_jax(monkeypatch, {**OPEN_MPI_5, "JAX_COORDINATOR_ADDRESS": "there"})
+
+
+def test_local_devices_that_are_named_are_left_to_jax(monkeypatch):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
+    assert "local_device_ids" not in asked_of_jax(monkeypatch, OPEN_MPI_5)
+
+
+@pytest.mark.parametrize("where", ["there", ":9", "there:0", "there:99999", "http://there:9", "there:x"])
+def test_an_address_that_can_not_be_is_wrong_usage(where):
+    with pytest.raises(UsageError, match="is no HOST:PORT"):
+        distributed.Meeting(where, 2, 0).check()
+
+
+@pytest.mark.parametrize("seconds", [0, 10**10])
+def test_a_wait_that_can_not_be_is_wrong_usage(seconds):
+    with pytest.raises(UsageError, match="is no time to wait; use 1 to 604800 seconds"):
+        distributed.Meeting(wait_s=seconds).check()
+
+
+@pytest.mark.parametrize(
+    ("each", "rows", "says"),
+    [
+        ((2, 1), 1, "the processes have 2, 1 devices; start all of them with the same number"),
+        ((3, 3), 2, "would cut images across the borders of processes of 3 devices"),
+        ((2, 2), 4, None),
+        ((4, 4), 2, None),
+        ((3,), 2, None),
+    ],
+)
+def test_processes_share_devices_and_images_evenly(each, rows, says):
+    devices = [SimpleNamespace(process_index=i) for i, count in enumerate(each) for _ in range(count)]
+    with contextlib.nullcontext() if says is None else pytest.raises(UsageError, match=says):
+        parallel._check_processes(rows, devices)
