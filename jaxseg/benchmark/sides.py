@@ -89,8 +89,8 @@ def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     net = twin.UNet(len(run.classes.names), width=section.width, depth=section.depth)
     twin.copy_variables({"params": state.params, "batch_stats": state.batch_stats}, net)
-    # Two calls, since the types of one that takes both are not published.
-    net = net.to(device).to(memory_format=torch.channels_last)
+    # PyTorch documents `memory_format` for modules; its type overloads lack it.
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.from_numpy(np.ascontiguousarray(inputs.image_bhwc.transpose(0, 3, 1, 2)))
     image = image.to(device, memory_format=torch.channels_last)
     label = torch.from_numpy(inputs.label_bhw.astype(np.int64)).to(device)
