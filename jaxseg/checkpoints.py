@@ -24,7 +24,8 @@ import numpy as np
 
 from jaxseg import distributed
 from jaxseg.broken import set_aside
-from jaxseg.errors import UserError, shortened
+from jaxseg.checksums import array_digests, check_arrays, check_sizes
+from jaxseg.errors import UserError, passing, shortened
 from jaxseg.files import sealed, unsealed
 from jaxseg.meta import Meta
 from jaxseg.optim import matches, parameter_path
@@ -52,6 +53,10 @@ class ForeignCheckpoint(UserError):
     """One of another run, or of another version of jaxseg: nothing is wrong with it, and it stays."""
 
 
+class UnreadCheckpoint(UserError):
+    """One that the disk or the memory keeps from being read: nothing is known to be wrong with it."""
+
+
 class Checkpoints:
     """The checkpoints of one run, for the process that trains it, or all that do."""
 
@@ -63,6 +68,7 @@ class Checkpoints:
         (workdir / DIRECTORY).mkdir(exist_ok=True)  # orbax would find out at the first save
         self._policy = _LatestAndBest(keep)
         self._workdir = workdir
+        self._place = _identity(workdir / DIRECTORY)
         self._manager = _manager(workdir, self._policy)
 
     def save(self, state: TrainState, meta: Meta, *, best: int | None) -> None:
@@ -90,8 +96,8 @@ class Checkpoints:
         """The state and meta of the newest sound checkpoint, placed as `like`; None where there is none yet.
 
         A broken one that is newer is moved to `workdir/broken` and said. Raises UserError where all are
-        broken, and ForeignCheckpoint for one of another version or for which `check`, which sees it before
-        the arrays are read, raises that; they then stay where they are.
+        broken, UnreadCheckpoint, and ForeignCheckpoint for one of another version or for which `check`, which
+        sees it before the arrays are read, raises that; they then stay where they are.
         """
         broken: dict[int, UserError] = {}
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -105,9 +111,13 @@ class Checkpoints:
             except UserError as e:
                 error = e
             # One that a single process can't read is broken for all, or they would go on from other steps.
-            problems = [text for text in distributed.gathered(error and str(error)) if text]
+            ours = error and [str(error), isinstance(error, UnreadCheckpoint)]
+            problems = [problem for problem in distributed.gathered(ours) if problem]
+            for text, is_unread in problems:
+                if is_unread:
+                    raise UnreadCheckpoint(text) from error
             if problems:
-                broken[step] = error or UserError(problems[0])
+                broken[step] = error or UserError(problems[0][0])
                 continue
             for number, problem in broken.items():
                 self._move_away(number, problem)
@@ -128,16 +138,19 @@ class Checkpoints:
     def _check_room(self, step: int, state: TrainState) -> None:
         # Before tensorstore meets the end of the disk in threads of its own, where it can only be noisy.
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
-        if not self._workdir.is_dir():
-            raise UserError(
-                f"{self._workdir} is not there any more; bring it back, and the same command goes on from "
-                "its last checkpoint"
-            )
+        self._check_place()
         free = shutil.disk_usage(self._workdir).free
         if free < need:
             raise UserError(
                 f"{self._workdir}: the checkpoint of step {step} needs {need / 2**20:.1f} MiB and "
                 f"{free / 2**20:.1f} MiB are free; make room, and the same command goes on from the last one"
+            )
+
+    def _check_place(self) -> None:
+        if _identity(self._workdir / DIRECTORY) != self._place:  # orbax makes what is missing anew
+            raise UserError(
+                f"{self._workdir} is not the folder any more that the run started in; bring that back, and "
+                "the same command goes on from its last checkpoint"
             )
 
     def _move_away(self, step: int, error: UserError) -> None:
@@ -152,6 +165,7 @@ class Checkpoints:
         try:
             yield
         except Exception as e:
+            self._check_place()
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise UserError(
                 f"{self._workdir / DIRECTORY}: {what} can't be saved ({shortened(e)}); make room or mend "
@@ -173,10 +187,20 @@ class Checkpoints:
             self._manager.close()
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Of the folder itself, whatever its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def restore_before(workdir: Path, step: int, like: TrainState) -> tuple[TrainState, Meta] | None:
     """State and meta of the newest sound checkpoint before `step`, placed as `like`; None: there is none.
 
-    Says so where that is not the newest. Raises UserError where all are broken, ForeignCheckpoint.
+    Says so where that is not the newest. Raises UserError where all are broken, ForeignCheckpoint,
+    UnreadCheckpoint.
     """
     earlier = [number for number in stored_steps(workdir) if number < step]
     if not earlier:
@@ -196,15 +220,16 @@ def _restored(
         check(meta)
     with _reading(workdir, step):
         content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        check_sizes(manager.item_metadata(step)["state"])
         state = manager.restore(step, args=content)["state"]
-        _check_arrays(state, digests)
+        check_arrays(state, digests)
     return state, meta
 
 
 def newest_meta(workdir: Path) -> Meta:
     """What the newest sound checkpoint says that was saved with it; says so where a newer one is broken.
 
-    Raises UserError where none can be read, ForeignCheckpoint.
+    Raises UserError where none can be read, ForeignCheckpoint, UnreadCheckpoint.
     """
     with _reader(workdir) as manager:
         return _first_sound(
@@ -222,13 +247,13 @@ def _newest_first(manager: Any, workdir: Path) -> list[int]:
 def _first_sound(steps: Iterable[int], read: Callable[[int], T]) -> T:
     """What `read` gives for the first of `steps` for which it doesn't raise UserError; says which it is.
 
-    Raises the first such error where it always does, and ForeignCheckpoint at once.
+    Raises the first such error where it always does, and ForeignCheckpoint and UnreadCheckpoint at once.
     """
     errors: list[UserError] = []
     for step in steps:
         try:
             found = read(step)
-        except ForeignCheckpoint:
+        except (ForeignCheckpoint, UnreadCheckpoint):
             raise
         except UserError as e:
             errors.append(e)
@@ -268,7 +293,7 @@ def read_pretrained(workdir: Path, best: int | None = None) -> Pretrained:
     """What the checkpoint of step `best` has learned; without one, or where it is broken, the latest sound.
 
     Says so where `best` could not be had. Raises UserError where there is no sound checkpoint,
-    ForeignCheckpoint.
+    ForeignCheckpoint, UnreadCheckpoint.
     """
     with _reader(workdir) as manager:
         steps = _newest_first(manager, workdir)
@@ -286,11 +311,12 @@ def _read_variables(manager: Any, workdir: Path, step: int) -> Pretrained:
         wanted = {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
         if shapes["ema"] is not None:
             wanted = {"ema": shapes["ema"]}
+        check_sizes(wanted)
         abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), wanted)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         content = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
         found = manager.restore(step, args=ocp.args.Composite(state=content))["state"]
-        _check_arrays(found, digests)
+        check_arrays(found, digests)
     variables = found["ema"] if "ema" in found else found
     return Pretrained(step, {"params": variables["params"], "batch_stats": variables["batch_stats"]}, meta)
 
@@ -357,22 +383,6 @@ def transfer(
     return merged, TransferReport(tuple(taken), tuple(excluded))
 
 
-# Checksums: of what is in memory before it is saved, held against what is in memory after it was restored,
-# so that they do not depend on how orbax and tensorstore write.
-
-
-def array_digests(tree: PyTree) -> dict[str, str]:
-    """sha256 of each array by its path ('params/head/kernel'): dtype, shape and bytes."""
-    digests = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        values = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).data)
-        digests[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()
-    return digests
-
-
 def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
     """`meta` with the checksums of the arrays and of itself."""
     return sealed({**meta.to_json(), "format": _FORMAT, "sha256": array_digests(state)})
@@ -398,13 +408,6 @@ def _read_meta(manager: Any, workdir: Path, step: int) -> tuple[Meta, dict[str, 
         return meta, digests
 
 
-def _check_arrays(arrays: PyTree, digests: Mapping[str, str]) -> None:
-    """Raises ValueError where an array is not what was saved."""
-    for path, digest in array_digests(arrays).items():
-        if path not in digests or digests[path] != digest:
-            raise ValueError(f"{path} fails its checksum")
-
-
 @contextlib.contextmanager
 def _reading(workdir: Path, step: int) -> Iterator[None]:
     """Turns whatever orbax, tensorstore and the checks raise into a UserError about the checkpoint."""
@@ -412,9 +415,16 @@ def _reading(workdir: Path, step: int) -> Iterator[None]:
         with held():  # threads of tensorstore would print what they think of a reader that has gone
             yield
     except Exception as e:
+        where = workdir / DIRECTORY / str(step)
+        told = passing(e)
+        if told is not None:
+            name, mend = told
+            raise UnreadCheckpoint(
+                f"{where} can't be read now ({name}); {mend}, and run the same command again: it stays where "
+                "it is"
+            ) from e
         raise UserError(
-            f"{workdir / DIRECTORY / str(step)} can't be read ({shortened(e)}); bring it back from a copy, "
-            "or move it away"
+            f"{where} can't be read ({shortened(e)}); bring it back from a copy, or move it away"
         ) from e
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 _ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk"
 _IN_THE_WAY = "move away what is in the way, or name another place"
 _LOCKS = "use a disk that knows locks"
+_FILES, _MEMORY = "raise the limit of open files (ulimit -n)", "free some memory"
 
 _MENDS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
@@ -22,6 +25,9 @@ _MENDS = {
         (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _IN_THE_WAY
     ),
     errno.EROFS: "mount it for writing, or name another place",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENOMEM: _MEMORY,
 }
 """What helps against what a disk may say."""
 
@@ -75,6 +81,21 @@ def storage_errors(where: Path) -> Iterator[None]:
             f"{e.filename2 or e.filename or where}: {e.strerror}; {_MENDS[e.errno]}, and run the same "
             "command again: all that was saved is kept"
         ) from e
+
+
+def passing(error: BaseException) -> tuple[str, str] | None:
+    """(name, mend) of an error after which a file may be sound all the same; None for any other.
+
+    Looked for in what raised it too. Those of tensorstore have the system's number in their text.
+    """
+    cause = error.__cause__ or error.__context__
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+    if isinstance(error, MemoryError):
+        code = errno.ENOMEM
+    if code in (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return os.strerror(code), _MENDS[code]
+    return None if cause is None else passing(cause)
 
 
 def say(line: str) -> None:

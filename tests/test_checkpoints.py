@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from jaxseg.checkpoints import (
     DIRECTORY,
@@ -194,6 +195,23 @@ def sealed_without_checksums(folder):
     seal_anew(folder, sha256=None)
 
 
+def claim(folder, **changed):
+    """An array of a few bytes that says it is something else, as a stranger's may."""
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
+    for name in (f"{tree}params.head.bias/.zarray" for tree in ("", "ema.")):
+        content = json.loads(store.read(name).result().value)
+        store.write(name, json.dumps({**content, **changed})).result()
+
+
+def claim_tebibytes(folder):
+    claim(folder, shape=[10**12])
+
+
+def claim_large_pieces(folder):
+    """Tensorstore reserves a whole one, however small the array."""
+    claim(folder, chunks=[10**12])
+
+
 def empty_it(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -201,7 +219,7 @@ def empty_it(folder):
 
 BREAKS = (
     *(truncate, remove_a_file, flip_bits_of_the_arrays, change_the_meta, empty_it),
-    *(no_meta, a_list_for_meta, sealed_without_checksums),
+    *(no_meta, a_list_for_meta, sealed_without_checksums, claim_tebibytes, claim_large_pieces),
 )
 
 

@@ -14,6 +14,7 @@ LAYERS = {
     "errors": 0,
     "best": 1,
     "broken": 1,
+    "checksums": 1,
     "printing": 1,
     "distributed": 1,
     "supervise": 1,

@@ -1,11 +1,14 @@
 """What a disk or a second process does to a run: a clear line, or a loud fall back; nothing lost."""
 
+import errno
 import json
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -335,11 +338,70 @@ def outcome(copy, expected, error):
         raise AssertionError("step 20 is sound") from None
     if found.step != 24:
         return 1
-    from jaxseg.checkpoints import array_digests
+    from jaxseg.checksums import array_digests
 
     ours = array_digests({"ema": found.variables})
     assert ours.items() <= expected.items(), "what is taken is what was saved"
     return 0
+
+
+@pytest.fixture(scope="module")
+def broken_disk(tmp_path_factory):
+    """What to put before a command so that files whose path holds a text can't be opened, with an errno."""
+    compiler, library = shutil.which("cc"), tmp_path_factory.mktemp("disk") / "broken_disk.so"
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    source = ROOT / "tests" / "faults" / "broken_disk.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return lambda path, code: ("env", f"LD_PRELOAD={library}", f"BROKEN_PATH={path}", f"BROKEN_ERRNO={code}")
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "mend"),
+    [
+        ("20/state/d/", errno.EIO, "mend the disk"),
+        ("20/state/ocdbt", errno.ESTALE, "mend the disk"),
+        ("20/meta/", errno.EACCES, "mend its permissions"),
+    ],
+)
+def test_what_can_pass_moves_no_checkpoint(place, tmp_path, broken_disk, path, code, mend):
+    workdir = half_way(place, tmp_path)
+    status, printed = run(argv(place, workdir), within=broken_disk(f"{workdir}/{DIRECTORY}/{path}", code))
+    assert status == 1, printed
+    assert f"{workdir}/{DIRECTORY}/20 can't be read now" in one_line(printed) and mend in printed
+    assert not (workdir / "broken").exists() and stored_steps(workdir)[-1] == 20
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second disk here")
+def test_a_broken_checkpoint_on_another_disk_is_moved_too(place, digests, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(place / "whole", workdir)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        shutil.move(workdir / DIRECTORY, other)
+        (workdir / DIRECTORY).symlink_to(Path(other) / DIRECTORY)
+        (workdir / DIRECTORY / "24" / "state" / "manifest.ocdbt").unlink()
+        status, printed = run(argv(place, workdir))
+        assert status == 0 and printed.count("moved to") == 1, printed
+        assert run_digests(workdir) == digests
+    assert (workdir / "broken" / "24.0" / "state").is_dir()
+
+
+def test_a_workdir_that_is_taken_away(place, tmp_path):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    long = argv(place, workdir, "--config.train.steps=100000")
+    training = subprocess.Popen(long, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not stored_steps(workdir):
+        assert training.poll() is None
+        time.sleep(0.05)
+    workdir.rename(elsewhere)
+    printed, _ = training.communicate(timeout=120)
+    assert training.returncode == 1, printed
+    assert f"{workdir}" in one_line(printed)
+    newest = stored_steps(elsewhere)[-1]
+    shutil.rmtree(workdir, ignore_errors=True)  # a save that was under way may have made it anew
+    elsewhere.rename(workdir)
+    status, printed = run([*argv(place, workdir)[:3], "evaluate", f"--workdir={workdir}"])
+    assert status == 0 and f"checkpoint of step {newest}" in printed, printed
 
 
 @pytest.mark.parametrize("which", ["largest", "state/manifest.ocdbt"])
