@@ -40,12 +40,29 @@ def compiled(devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), **m
 
 
 def messages(program):
-    """How many of each kind, and the shapes that all-gathers make."""
+    """How many of each kind, and the shapes that all-gathers make; in a loop, those of one turn."""
     text = program.as_text()
     kinds = "all-reduce|all-gather|collective-permute|reduce-scatter|all-to-all|collective-broadcast"
     counts = collections.Counter(re.findall(rf"\b({kinds})(?:-start)?\(", text))
-    gathered = re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather(?:-start)?\(", text)
-    return counts, gathered
+    results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    return counts, [shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)]
+
+
+class Program:
+    """As XLA prints one."""
+
+    def __init__(self, *lines):
+        self.lines = lines
+
+    def as_text(self):
+        return "\n".join(self.lines)
+
+
+def test_what_is_gathered_in_bundles_is_seen():
+    plain = "  %a.1 = f32[8,5]{1,0} all-gather(%b), dimensions={0}"
+    tuples = "  %c = (f32[4,2]{1,0}, s32[]) all-gather-start(%d, %e), dimensions={0}"
+    counts, gathered = messages(Program(plain, tuples))
+    assert counts == {"all-gather": 2} and gathered == ["f32[8,5]", "f32[4,2]", "s32[]"]
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -53,6 +70,13 @@ def test_the_gradient_is_summed_once_and_a_norm_twice(devices):
     counts, _ = messages(compiled(devices, 1))
     # A norm's statistics on the way there and their gradients on the way back; the loss's sums; the gradient.
     assert counts == {"all-reduce": 2 * NORMS + 2}
+
+
+def test_microbatches_sum_a_gradient_each():
+    """Two loops over them: for the loss's sums, then for the gradients, of which XLA takes each at once."""
+    counts, _ = messages(compiled(4, 1, accumulate=2))
+    forward, backward = NORMS + 1, 2 * NORMS + 1
+    assert counts == {"all-reduce": forward + backward}
 
 
 def test_in_one_device_nothing_is_sent():
