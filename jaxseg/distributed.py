@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -264,7 +265,7 @@ class Agreement:
             return mine
         if self._asked is not None:
             self.is_told |= bool(self._asked)
-        self._asked = _any(mine)
+        self._asked = self._any(mine)
         return self.is_told
 
     def settle(self, mine: bool) -> bool:
@@ -272,14 +273,16 @@ class Agreement:
         self.ask(mine)
         return self.ask(mine)
 
+    def _any(self, mine: bool) -> jax.Array:
+        """On its way to being True in all processes if it is in any."""
+        everywhere, compiled = self._program
+        local = np.full(jax.local_device_count(), mine)
+        return compiled(jax.make_array_from_process_local_data(everywhere, local))
 
-def _any(mine: bool) -> jax.Array:
-    """On its way to being True in all processes if it is in any."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
-    local = np.full(jax.local_device_count(), mine)
-    told = jax.make_array_from_process_local_data(
-        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all")), local
-    )
-    return jax.jit(jnp.any, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(
-        told
-    )
+    @functools.cached_property
+    def _program(self) -> tuple[jax.sharding.Sharding, Callable[[jax.Array], jax.Array]]:
+        """(a flag on each device, whether any is set)."""
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+        spec = jax.sharding.PartitionSpec
+        same = jax.sharding.NamedSharding(mesh, spec())
+        return jax.sharding.NamedSharding(mesh, spec("all")), jax.jit(jnp.any, out_shardings=same)

@@ -287,11 +287,11 @@ class Loop:
 
     def _warn_of_straggler(self, bar: Progress) -> None:
         """Names the process for whose data all others wait; all have to call it."""
-        shares = distributed.gathered(self.pace.wait_share)
+        shares, hosts = zip(*distributed.gathered([self.pace.wait_share, socket.gethostname()]), strict=True)
         slowest = int(np.argmax(shares))
         others = np.delete(shares, slowest)
         if len(others) and shares[slowest] > max(_SLOW, 2 * float(np.median(others))):
-            host = distributed.gathered(socket.gethostname())[slowest]
+            host = hosts[slowest]
             bar.write(
                 f"Warning: process {slowest} on {host} waits for data {shares[slowest]:.0%} of its time, the "
                 f"others {np.median(others):.0%}, and all wait for it: a slow disk, or other work there?"

@@ -137,11 +137,16 @@ def max_pool_2x2(x_bhwc: jax.Array) -> jax.Array:
     return jnp.maximum(top, bottom)
 
 
+def check_depth(depth: int) -> None:
+    """Raises UsageError for a depth that no UNet has."""
+    if not 1 <= depth <= MOST_DEPTH:
+        raise UsageError(f"model.depth={depth} is no depth of a UNet; use 1 to {MOST_DEPTH}")
+
+
 def check_image_size(size_hw: tuple[int, ...], depth: int) -> None:
     """Raises UsageError unless `depth` halvings of both sides are whole."""
     # First: a power of two with a billion digits would take all memory.
-    if not 1 <= depth <= MOST_DEPTH:
-        raise UsageError(f"model.depth={depth} is no depth of a UNet; use 1 to {MOST_DEPTH}")
+    check_depth(depth)
     if any(side % (1 << depth) or side < 1 for side in size_hw):
         height, width = size_hw
         raise UsageError(
@@ -163,8 +168,7 @@ def build_unet(
     """The UNet of a config's `model` section. Raises UsageError for values that no UNet has."""
     if width < 1:
         raise UsageError(f"model.width={width} is too small; use at least 1")
-    if not 1 <= depth <= MOST_DEPTH:
-        raise UsageError(f"model.depth={depth} is no depth of a UNet; use 1 to {MOST_DEPTH}")
+    check_depth(depth)
     if norm not in NORMS:
         raise UsageError(f"model.norm={norm!r} is not known; choose one of {', '.join(NORMS)}")
     if dtype not in DTYPES:

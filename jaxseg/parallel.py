@@ -77,13 +77,13 @@ def build_parallel(
             f"parallel.mesh of data={mesh.data} and rows={mesh.rows} leave some idle; choose batches that "
             f"{most} divides, or start fewer processes"
         )
-    if mesh.data:
-        return Parallel(mode, tuple(devices[: count * mesh.rows]), rows=mesh.rows)
-    if count == most:
-        return Parallel(mode, tuple(devices[: most * mesh.rows]), rows=mesh.rows)
-    sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
-    why = f", {count * mesh.rows} of {len(devices)} devices: as many as divide batches of {sizes}"
-    return Parallel(mode, tuple(devices[: count * mesh.rows]), why, rows=mesh.rows)
+    used = count * mesh.rows
+    why = ""
+    if used < len(devices):
+        sizes = " and ".join(str(size) for size in dict.fromkeys(batch_sizes))
+        reason = f"as many as divide batches of {sizes}" if count < most else f"in sets of {mesh.rows}"
+        why = f", {used} of {len(devices)} devices: {'as parallel.mesh has it' if mesh.data else reason}"
+    return Parallel(mode, tuple(devices[:used]), why, rows=mesh.rows)
 
 
 def _check_processes(rows: int, devices: Sequence[Any]) -> None:

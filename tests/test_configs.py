@@ -160,7 +160,16 @@ def test_rows_take_their_part_of_the_devices():
     assert "8 x cpu (sharded, each image over 4)" in place.describe()
     with config.unlocked():
         config.parallel.mesh.data = 1
-    assert len(Experiment(config).parallel.devices) == 4
+    place = Experiment(config).parallel
+    assert len(place.devices) == 4
+    assert "4 of 8 devices: as parallel.mesh has it" in place.describe()
+    with config.unlocked():
+        config.parallel.mesh.data, config.parallel.mesh.rows = 0, 3
+        config.dataset.image_size = (192, 192)
+        config.train.batch_size = config.evaluate.batch_size = 2
+    place = Experiment(config).parallel
+    assert (len(place.devices), place.rows) == (6, 3)
+    assert "6 of 8 devices: in sets of 3" in place.describe()
 
 
 TINY = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}

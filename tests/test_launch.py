@@ -1,6 +1,7 @@
 """The launchers: sound as files, and run for real on the CPU as far as they can be without a cluster."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -241,6 +242,16 @@ def test_processes_of_one_machine(flags, tmp_path):
     assert "another process of the run" in said
     assert "all are started again (1 of 3)" in said
     assert stored_steps(tmp_path / "run")[-1] == end
+    scores = tmp_path / "run" / "eval" / "val.json"
+    trained = json.loads(scores.read_text())
+    scores.unlink()
+    with running(LOCAL, 2, "evaluate", workdir) as script:
+        said = script.communicate(timeout=60)[1]
+    assert script.returncode == 0, said
+    evaluated = json.loads(scores.read_text())
+    assert (
+        evaluated["num_images"] == trained["num_images"] and abs(evaluated["miou"] - trained["miou"]) < 1e-3
+    )
 
 
 SRUN = """\
