@@ -1,0 +1,83 @@
+"""Once it runs, a run compiles nothing anew and moves nothing between host and device behind our back."""
+
+import jax
+import pytest
+
+from jaxseg.experiment import Run
+from jaxseg.loop import Loop
+from jaxseg.main import main
+from tests.dataset_fakes import TINY_RUN, write_camvid
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """The compilations so far, as jax tells of them."""
+    seen = []
+
+    def listen(event, seconds, **facts):
+        if event == COMPILED:
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Nine validation images four at a time: the last batch is short."""
+    data = write_camvid(tmp_path / "camvid", (("train", 10), ("val", 9)))
+    flags = ("--config.train.steps=12", "--config.evaluate.every_steps=4", "--config.evaluate.batch_size=4")
+    more = ("--config.augment.flip=0.5", "--config.augment.occlusion.regions.probability=0.6")
+    where = (f"--config.dataset.data_dir={data}", f"--workdir={tmp_path / 'run'}")
+    return ["--config=configs/scratch.py:camvid", *TINY_RUN, *flags, *more, *where]
+
+
+def trained(command, mode):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, f"--config.parallel.mode={mode}"])
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("mode", ["jit", "sharded", "pmap"])
+def test_nothing_is_compiled_after_the_first_evaluation(command, compilations, monkeypatch, mode):
+    counts, pause = [], Loop._pause
+
+    def counted(self, bar):
+        counts.append(len(compilations))
+        pause(self, bar)
+        counts.append(len(compilations))
+
+    monkeypatch.setattr(Loop, "_pause", counted)
+    trained(command, mode)
+    first, evaluated, *later = counts
+    assert 0 < first < evaluated, "the step, then what scores it"
+    assert later == [evaluated] * 4
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize("mode", ["jit", "sharded"])
+def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoilt):
+    """Planted: a batch that comes as NumPy arrays, which each step would have to carry over, and wait."""
+    build = Run.train_step.func
+
+    def guarded(run):
+        step = build(run)
+
+        def train_step(state, batch):
+            if spoilt:
+                batch = batch.replace(label=jax.device_get(batch.label))
+            with jax.transfer_guard("disallow"):
+                return step(state, batch)
+
+        train_step.lower = step.lower
+        return train_step
+
+    monkeypatch.setattr(Run, "train_step", property(guarded))
+    if spoilt:
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            main([*command, f"--config.parallel.mode={mode}"])
+    else:
+        trained(command, mode)
