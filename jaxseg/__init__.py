@@ -5,7 +5,7 @@ holds it, and this list, to that:
 
     0   types, errors                         the data that everything passes around; what a user can cause
     1   models, losses, metrics, augment, optim           the science, pure
-    1   best, broken, checksums, files, health, locks, meta, printing, stop  small tools of a run
+    1   best, broken, checksums, files, health, locks, meta, printing, stop, trace  small tools of a run
     1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches
     3   parallel, checkpoints                 devices; what survives a crash

@@ -24,6 +24,7 @@ from jaxseg.meta import Meta
 from jaxseg.metrics import format_table
 from jaxseg.step import StepOutput
 from jaxseg.stop import StopSignal
+from jaxseg.trace import Trace
 from jaxseg.types import Batch, TrainState
 
 MAX_SKIPPED = 10
@@ -85,6 +86,7 @@ class Loop:
     step: int
     skipped: int
     """Steps in a row that were left out because they were not finite."""
+    trace: Trace
     pace: Pace = field(default_factory=Pace)
     told: Agreement = field(default_factory=Agreement)
     """Whether this process or another was told to stop, as all know it."""
@@ -105,6 +107,7 @@ class Loop:
                 self.run.experiment.recipe,
                 every=self.run.experiment.log.every,
             ) as bar,
+            self.trace,
         ):
             self._score_start(bar)
             stream = self.run.experiment.train_stream(self.data, self.step)
@@ -124,6 +127,8 @@ class Loop:
                 self.state, output = self.run.train_step(self.state, batch)
                 self.step += 1
                 self.told.ask(self.stop.received is not None)
+                if (told := self.trace.after_step(self.state)) is not None:
+                    bar.write(told)
                 # One step late, so that the devices have work while the host looks at the figures.
                 if pending is not None:
                     self._record(bar, *pending)

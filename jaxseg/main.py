@@ -23,7 +23,8 @@ _HELP = """\
 Train, fine-tune and evaluate UNets for street-scene segmentation.
 
   jaxseg --config=configs/finetune_dice.py[:DATASET] [--workdir=DIR] [--config.KEY=VALUE ...]
-                                          train a recipe, or go on with it
+                                          train a recipe, or go on with it; --profile=N
+                                          records N steps for TensorBoard or Perfetto
 {commands}
 
 DATASET: streets (generated, the default), camvid, cityscapes, folder (your own photos and masks).
@@ -216,8 +217,11 @@ def _train(arguments: list[str], stop: StopSignal) -> int:
     parser = argparse.ArgumentParser("jaxseg", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
     parser.add_argument("--workdir", type=_path)
+    parser.add_argument("--profile", type=int, default=0, metavar="N")
     _add_processes(parser)
     args, overrides = _parsed(parser, arguments)
+    if args.profile < 0:
+        raise UsageError(f"--profile={args.profile} is no number of steps; use 1 or more")
     path, _, dataset = args.config.partition(":")
     file = _recipe_file(path)
     _set_up()
@@ -225,7 +229,7 @@ def _train(arguments: list[str], stop: StopSignal) -> int:
         config = _with_overrides(_loaded(file, dataset), overrides)
         from jaxseg.train import train
 
-        train(config, args.workdir, recipes=file.parent, stop=stop)
+        train(config, args.workdir, recipes=file.parent, stop=stop, profile=args.profile)
     return 0
 
 

@@ -34,6 +34,7 @@ from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import Scores, format_table
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
+from jaxseg.trace import Trace
 from jaxseg.types import TrainState
 
 
@@ -43,11 +44,13 @@ def train(
     *,
     recipes: Path,
     stop: StopSignal,
+    profile: int = 0,
     children: tuple[Path, ...] = (),
 ) -> None:
     """Trains a run to its end, or goes on with it; its parent first where that is missing.
 
-    recipes: the folder in which `init.recipe` is looked up. stop: an entered one. children: the
+    recipes: the folder in which `init.recipe` is looked up. stop: an entered one. profile: how many steps
+    are recorded to WORKDIR/profile, soon after the start. children: the
     workdirs of the runs that this one is a parent of; for their sake it waits for another process that trains
     in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
     Preempted when told to stop, with everything saved.
@@ -74,7 +77,8 @@ def train(
         parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir))
         parent = None if parent_dir is None else read_learned(parent_dir)
         distributed.check_same_files({"the parent": None if parent is None else parent.digest})
-        _go_on(run, data, workdir, parent, parent_dir, stop)
+        trace = Trace(workdir / "profile", profile if distributed.is_main() else 0)
+        _go_on(run, data, workdir, parent, parent_dir, stop, trace)
 
 
 @contextlib.contextmanager
@@ -158,7 +162,13 @@ def parent_place(experiment: Experiment, workdir: Path) -> Path | None:
 
 
 def _go_on(
-    run: Run, data: Data, workdir: Path, parent: Pretrained | None, parent_dir: Path | None, stop: StopSignal
+    run: Run,
+    data: Data,
+    workdir: Path,
+    parent: Pretrained | None,
+    parent_dir: Path | None,
+    stop: StopSignal,
+    trace: Trace,
 ) -> None:
     """From the newest checkpoint, the parent, or nothing, to the end and the report."""
     experiment = run.experiment
@@ -169,7 +179,7 @@ def _go_on(
             write_config(experiment.config, workdir)
             _write_class_weights(run, data, workdir)
         with _log(run, workdir, start) as log:
-            loop = Loop(run, data, workdir, saved, log, stop, start.state, start.step, start.skipped)
+            loop = Loop(run, data, workdir, saved, log, stop, start.state, start.step, start.skipped, trace)
             if loop.ended():
                 print(f"{workdir} is trained to the end (step {start.step}).")
             else:

@@ -1,5 +1,8 @@
 """Once it runs, a run compiles nothing anew and moves nothing between host and device behind our back."""
 
+import gzip
+import json
+
 import jax
 import pytest
 
@@ -35,9 +38,9 @@ def command(tmp_path):
     return ["--config=configs/scratch.py:camvid", *TINY_RUN, *flags, *more, *where]
 
 
-def trained(command, mode):
+def trained(command, mode, *more):
     with pytest.raises(SystemExit) as ended:
-        main([*command, f"--config.parallel.mode={mode}"])
+        main([*command, f"--config.parallel.mode={mode}", *more])
     assert ended.value.code == 0
 
 
@@ -81,3 +84,24 @@ def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoil
             main([*command, f"--config.parallel.mode={mode}"])
     else:
         trained(command, mode)
+
+
+def test_a_profile_holds_the_steps(command, tmp_path, capsys):
+    trained(command, "sharded", "--profile=2")
+    assert f"Profile of 2 steps: {tmp_path / 'run' / 'profile'};" in capsys.readouterr().err
+    (recorded,) = (tmp_path / "run" / "profile").rglob("*.trace.json.gz")
+    assert len(list(recorded.parent.glob("*.xplane.pb"))) == 1
+    events = json.loads(gzip.decompress(recorded.read_bytes()))["traceEvents"]
+    calls = [e for e in events if "name" in e and e["name"] == "PjitFunction(train_step)"]
+    assert len(calls) >= 2, sorted({e["name"] for e in events if "name" in e})
+
+
+def test_a_profile_that_the_run_ends_before_is_written_too(command, tmp_path):
+    trained(command, "sharded", "--profile=50")
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_negative_profile_is_wrong_usage(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--profile=-1"])
+    assert ended.value.code == 2 and "--profile=-1 is no number of steps" in capsys.readouterr().err
