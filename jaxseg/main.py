@@ -470,7 +470,10 @@ def _check_key(config: Any, path: str) -> None:
 def _set_up() -> None:
     """What has to be so before jax and grain are used, in one place and not at import."""
     _quiet()
-    with held():  # jaxlib prints what is raised while its extension imports NumPy
+    # Extension modules that a signal cuts off in their import print what they think of it (jaxlib), or end
+    # the process when they are imported again (tensorstore: grain does without, orbax then wants it).
+    with held():
+        import grain  # noqa: F401
         import jax  # noqa: F401
 
 

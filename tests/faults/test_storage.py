@@ -50,6 +50,22 @@ get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
 """
 
 
+CUT_OFF_IN_AN_IMPORT = """
+import builtins, signal, sys
+from jaxseg import main
+
+original, imports = builtins.__import__, []
+def cut_off(name, globals=None, *rest):
+    if imports or (name == "_tensorstore" and "tensorstore" in globals["__name__"]):
+        imports.append(name)
+        if len(imports) == {at}:
+            signal.raise_signal(signal.SIGTERM)
+    return original(name, globals, *rest)
+builtins.__import__ = cut_off
+main.program()
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with data, and the digests of a run that met no fault."""
@@ -441,3 +457,12 @@ def test_a_checkpoint_that_was_not_read_to_its_end_is_not_broken(place, digests,
     assert not (workdir / "broken").exists()
     assert run(argv(place, workdir))[0] == 0
     assert run_digests(workdir) == digests
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 8])
+def test_a_signal_while_an_extension_module_is_imported(place, at):
+    """Tensorstore ends a process by SIGABRT, or SIGSEGV, that imports it once more after a first try."""
+    script = CUT_OFF_IN_AN_IMPORT.format(at=at)
+    status, printed = run([sys.executable, "-c", script, "evaluate", f"--workdir={place / 'whole'}"])
+    assert status == 75, printed
+    assert printed.startswith("jaxseg: SIGTERM: ") and printed.count("\n") == 1, printed
