@@ -465,6 +465,7 @@ def test_a_port_that_is_in_use_is_named(place, tmp_path):
     assert f"process 0 can't listen at {where} (" in one_line(said)
 
 
+# A second a batch: well over the warned-of share also where a step takes a second.
 STRAGGLES = f"""
 import runpy, time
 import jax
@@ -473,7 +474,7 @@ from jaxseg.data import pipeline
 original = pipeline.train_batches
 def train_batches(*args, **more):
     for batch in original(*args, **more):
-        time.sleep(0.3 * jax.process_index())
+        time.sleep(jax.process_index())
         yield batch
 pipeline.train_batches = train_batches
 get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
