@@ -1,8 +1,7 @@
 """`jaxseg benchmark`: how fast this machine trains, predicts, evaluates and reads, against PyTorch if wanted.
 
 Everything is measured on random images, without data; each figure is a median of rounds in which all sides
-take turns (`rounds`). `sides` has what is timed, `twin` the same model in PyTorch, `reading` the way from
-records to batches, and `processes` what needs a process of its own: start-up, compilation, peak memory.
+take turns (`rounds`). `sides` has what is timed, `twin` the same model in PyTorch.
 """
 
 from __future__ import annotations
