@@ -478,10 +478,15 @@ def _set_up() -> None:
 
 
 def _quiet() -> None:
-    from absl import logging
+    import logging
 
-    # What orbax's threads can't save is told in one line; their traceback is for --debug.
-    logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
+    from absl import logging as absl_logging
+
+    # What orbax's threads can't save or read is told in one line; their traceback is for --debug. asyncio
+    # logs each of several reads that failed and that nobody waited for any more.
+    debug = "--debug" in sys.argv
+    absl_logging.set_verbosity(absl_logging.ERROR if debug else absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR if debug else logging.CRITICAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

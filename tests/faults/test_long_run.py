@@ -65,12 +65,15 @@ def test_nothing_grows(tmp_path):
     early, late = np.median(rss[:third]), np.median(rss[-third:])
     few, many = np.median(threads[:third]), np.median(threads[-third:])
     slope = np.polyfit(steps, rss, 1)[0] * 1000
+    # Not the most: how many files of a save are open when one looks is chance. One left behind by each save
+    # would make 12, by each evaluation 6.
+    fewest, most = np.median(files[:third]), np.median(files[-third:])
     print(
         f"{STEPS} steps: RSS {early:.0f} MiB in the first third, {late:.0f} in the last ({slope:+.2f} MiB a "
         f"thousand steps); threads {few:.0f} and {many:.0f}, open files "
-        f"{files[:third].max():.0f} and {files[-third:].max():.0f} at most"
+        f"{fewest:.0f} and {most:.0f}"
     )
     assert late < early * 1.03 + 5, (early, late)
     # Pools grow by a thread or two on a busy machine; one left behind by each evaluation would make 6.
     assert many <= few + 5
-    assert files[-third:].max() <= files[:third].max() + 4
+    assert most <= fewest + 4
