@@ -143,6 +143,11 @@ class Parallel:
         """What the step and batch normalisation reduce over by name; None where XLA does it by itself."""
         return DATA_AXIS if self.mode == "pmap" else None
 
+    @property
+    def steps_see_whole_arrays(self) -> bool:
+        """Whether a step's arrays are one device's own; in sharded mode XLA cuts them over several."""
+        return self.mode == "pmap" or len(self.devices) == 1
+
     def describe(self) -> str:
         """For people: mode, number and kind of devices."""
         kind = self.devices[0].device_kind

@@ -245,7 +245,11 @@ class Experiment:
         if self._trains:
             self._check_training(classes, train_images)
         total, every = self.steps(train_images)
-        model = self._model(num_classes=len(classes.names), axis_name=self.parallel.axis_name)
+        model = self._model(
+            num_classes=len(classes.names),
+            axis_name=self.parallel.axis_name,
+            by_matmul=self.parallel.steps_see_whole_arrays,
+        )
         loss = losses.build_loss(section(self._values, "loss"), pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
@@ -262,8 +266,8 @@ class Experiment:
         )
         return Run(self, classes, model, loss, tx, schedule, total_steps=total, eval_every=every)
 
-    def _model(self, *, num_classes: int, axis_name: str | None = None) -> models.UNet:
-        return splat(models.build_unet, self._values, "model", num_classes=num_classes, axis_name=axis_name)
+    def _model(self, *, num_classes: int, **place: Any) -> models.UNet:
+        return splat(models.build_unet, self._values, "model", num_classes=num_classes, **place)
 
     def _check_training(self, classes: ClassTable, train_images: int) -> None:
         if train_images < self.train.batch_size:

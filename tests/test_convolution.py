@@ -1,0 +1,77 @@
+"""The fast gradient of a 3x3 kernel against the plain form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxseg.models.convolution import Conv3x3, conv_3x3, kernel_gradient, kernel_gradient_by_matmul
+
+SHAPES = [
+    (2, 8, 6, 5, 7),  # inputs narrower
+    (1, 6, 8, 7, 3),  # outputs narrower
+    (3, 5, 7, 4, 4),  # odd sides
+    (1, 1, 1, 3, 2),  # one pixel
+    (1, 3, 1500, 2, 2),  # a row is more than a block
+    (2, 64, 48, 3, 4),  # several rows a block, several blocks an image
+]
+
+
+def _normal(seed, *shape, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_gradient_by_matmul_is_the_librarys(shape, planted):
+    b, h, w, c, o = shape
+    x, dy = _normal(0, b, h, w, c), _normal(1, b, h, w, o)
+    fast = kernel_gradient_by_matmul(x, dy)
+    if planted:
+        fast = fast[::-1]  # rows of the window mixed up
+    scale = np.sqrt(b * h * w)
+    same = np.allclose(fast, kernel_gradient(x, dy), rtol=1e-5, atol=1e-6 * scale)
+    assert same != (planted and h > 1)
+
+
+@pytest.mark.parametrize("features", [4, 32])  # below and above the width from which matrices pay
+def test_the_module_is_the_librarys_in_values_and_gradients(features):
+    x, target = _normal(0, 2, 6, 8, 5), _normal(1, 2, 6, 8, features)
+    ours, theirs = Conv3x3(features, "float32", by_matmul=True), nn.Conv(features, (3, 3), padding="SAME")
+    variables = theirs.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(0), x))
+
+    def value(module, variables, x):
+        return jnp.sum(module.apply(variables, x) * target)
+
+    expected = jax.value_and_grad(value, argnums=(1, 2))(theirs, variables, x)
+    found = jax.value_and_grad(value, argnums=(1, 2))(ours, variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_bfloat16_is_summed_in_float32():
+    # 2^16 products of ones: a bfloat16 sum would stop at 256.
+    ones = jnp.ones((1, 256, 256, 1), jnp.bfloat16)
+    assert float(kernel_gradient_by_matmul(ones, ones)[1, 1, 0, 0]) == 256 * 256
+
+
+def test_the_loop_over_blocks_is_used_on_the_cpu_and_for_wide_kernels_only():
+    def program(features, by_matmul, platform):
+        module = Conv3x3(features, "float32", by_matmul)
+        x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+        variables = jax.eval_shape(module.init, jax.random.key(0), x)
+        gradient = jax.jit(jax.grad(lambda v, x: module.apply(v, x).sum()))
+        return gradient.trace(variables, x).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "while" in program(32, True, "cpu")
+    assert "while" not in program(16, True, "cpu")
+    assert "while" not in program(32, False, "cpu")
+    assert "while" not in program(32, True, "cuda")
+
+
+def test_the_convolution_is_a_correlation_with_zeros_around():
+    x, kernel = _normal(0, 1, 4, 5, 2), _normal(1, 3, 3, 2, 3)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = sum(padded[:, i : i + 4, j : j + 5] @ kernel[i, j] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(conv_3x3(x, kernel), expected, rtol=1e-5, atol=1e-5)
