@@ -73,6 +73,7 @@ def test_nothing_grows(tmp_path):
         f"thousand steps); threads {few:.0f} and {many:.0f}, open files "
         f"{fewest:.0f} and {most:.0f}"
     )
+    # Tensorstore itself loses 0.1 MiB a save, see tests/test_checkpoints.py.
     assert late < early * 1.03 + 5, (early, late)
     # Pools grow by a thread or two on a busy machine; one left behind by each evaluation would make 6.
     assert many <= few + 5
