@@ -319,7 +319,7 @@ class Loop:
     def _warn(self, bar: Progress, confusion_cc: np.ndarray) -> None:
         losses = [row["loss"] for row in self.log.evaluations()]
         missing = health.never_predicted(self.run.classes.names, confusion_cc)
-        if missing and (len(losses) == health.PATIENCE or self.step >= self.run.total_steps):
+        if missing and (len(losses) == health.PATIENCE or self.ended()):
             bar.write(
                 f"Warning: after {len(losses)} evaluations no pixel of val is predicted as "
                 f"{', '.join(missing)}: a rare class wants class weights, another loss, or more time"

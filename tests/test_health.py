@@ -1,10 +1,13 @@
 """Warnings come when something is wrong, and not otherwise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from jaxseg.best import Best, best_of
 from jaxseg.health import has_not_moved, label_warnings, never_predicted
+from jaxseg.loop import Loop
 
 NAMES = ("road", "person")
 
@@ -35,6 +38,33 @@ def test_a_class_that_is_never_predicted_is_named():
 )
 def test_a_loss_that_does_not_move(losses, stuck):
     assert has_not_moved(losses) is stuck
+
+
+@pytest.mark.parametrize(
+    ("mious", "step", "patience", "count"),
+    [
+        ((0.0, 0.5), 10, 0, 0),
+        ((0.0, 0.5, 0.4), 20, 0, 2),
+        ((0.0, 0.5, 0.4, 0.3), 30, 0, 0),
+        ((0.0, 0.5, 0.4, 0.3), 30, 2, 1),
+        ((0.0, 0.5, 0.4, 0.3), 100, 0, 1),
+    ],
+    ids=["too soon", "the third evaluation", "said before", "patience is over", "the last step"],
+)
+def test_a_run_that_learns_nothing_is_told(mious, step, patience, count):
+    """Of a class that is never predicted twice at most, of a loss that does not move once."""
+    told = []
+    loop = object.__new__(Loop)
+    experiment = SimpleNamespace(evaluate=SimpleNamespace(patience=patience))
+    classes = SimpleNamespace(names=NAMES)
+    loop.run = SimpleNamespace(classes=classes, experiment=experiment, total_steps=100)
+    loop.log = SimpleNamespace(evaluations=lambda: [{**row, "loss": 1.0} for row in rows(*mious)])
+    loop.step = step
+    loop._warn(SimpleNamespace(write=told.append), np.array([[5, 0], [3, 0]]))
+    assert len(told) == count, told
+    assert all(line.startswith("Warning: ") for line in told)
+    assert not told or "is predicted as person" in told[0]
+    assert count < 2 or "the loss on val has hardly moved in 3 evaluations" in told[1]
 
 
 def rows(*mious):
