@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from jaxseg import supervise
 from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, did_you_mean, say, shortened
 from jaxseg.printing import NobodyReads, told_streams
-from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, held
+from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, heard, held
 
 _HELP = """\
 Train, fine-tune and evaluate UNets for street-scene segmentation.
@@ -100,8 +100,10 @@ def program() -> None:
     """
     # Ignored after it: other threads than this one are not kept from them. Linux holds what is blocked for
     # who unblocks it, ignored or not; but ignoring anew, after the start anew below, would let go of it.
-    for number in ALL_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
+    for number in heard(ALL_SIGNALS):
+        if number == signal.SIGHUP:  # which, ignored, the start anew would take for `nohup`'s
+            signal.signal(number, lambda *_: None)
+        elif signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     _open_streams()
@@ -115,6 +117,7 @@ def program() -> None:
     try:
         main(stop=stop)
     except SystemExit as end:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if not isinstance(end.code, int) or end.code == 0:
             raise
         _end_at_once(end.code)
@@ -137,9 +140,10 @@ def _end_at_once(status: int) -> NoReturn:
 
 def _supervised() -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
+    pass_on = {number: PASSED_ON[number] for number in heard(PASSED_ON)}
     try:
         return supervise.run_supervised(
-            command, pass_on=PASSED_ON, show_all="--debug" in sys.argv, meeting=_meeting(sys.argv)
+            command, pass_on=pass_on, show_all="--debug" in sys.argv, meeting=_meeting(sys.argv)
         )
     except UserError as e:
         say(str(e))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: end soon, with everything saved and exit status 75; hit twice, end at once.
+"""SIGTERM, Ctrl-C, a closed terminal: end soon, all saved, with exit status 75; hit twice, end at once.
 
 Where nothing has to be finished first, the signal raises Preempted on the spot. A part that has to come to
 a good end first runs inside `deferred` and asks `check` where it can stop. Python runs signal handlers
@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -25,10 +25,14 @@ from jaxseg.errors import Preempted, say
 GRACE_S = 5.0
 """How long the main thread has to react before it is ended from beside, once nothing is unsaved."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What a scheduler and Ctrl-C send."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a scheduler, Ctrl-C and a terminal that is closed send. `nohup` has the last one ignored."""
 
-PASSED_ON = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR2}
+PASSED_ON = {
+    signal.SIGTERM: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGUSR2,
+    signal.SIGHUP: signal.SIGHUP,  # a child has a session of its own, without the terminal
+}
 """As what a parent process tells its child of them, which listens to nothing else then.
 
 Slurm sends a signal to every process of a job: with the parent's, a child would have it twice.
@@ -37,12 +41,17 @@ Slurm sends a signal to every process of a job: with the parent's, a child would
 ALL_SIGNALS = (*SIGNALS, *PASSED_ON.values())
 
 
+def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those that whoever started this process has not made it deaf to, as `nohup` does to SIGHUP."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
 class StopSignal:
     """Listens while it is entered; in the main thread only, which is the one that gets signals."""
 
     def __init__(self, *, to_parent: bool = False) -> None:
         """to_parent: to what that passes on, and to nothing else."""
-        self._names: dict[int, str] = {PASSED_ON[s] if to_parent else s: s.name for s in SIGNALS}
+        self._names: dict[int, str] = {PASSED_ON[s] if to_parent else s: s.name for s in heard(SIGNALS)}
         self.received: str | None = None
         self._nothing_unsaved: Callable[[], bool] | None = None
         self._is_lost = False
@@ -114,7 +123,7 @@ class StopSignal:
             self._previous_hook(unraisable)
 
     def _watch(self) -> None:
-        first: float | None = None
+        first, is_hit = None, False
         while True:
             ready, _, _ = select.select([self._listener], [], [], None if first is None else 0.1)
             numbers = self._listener.recv(64) if ready else b""
@@ -123,9 +132,12 @@ class StopSignal:
             for number in numbers:
                 if number not in self._names:
                     continue
-                if first is not None:
-                    _end(f"{self._names[number]} again: ended at once; what was saved is kept")
-                first = time.monotonic()
+                # Nobody is in a hurry who closes a terminal, of which kernel, shell and login manager tell.
+                if number != signal.SIGHUP:
+                    if is_hit:
+                        _end(f"{self._names[number]} again: ended at once; what was saved is kept")
+                    is_hit = True
+                first = first or time.monotonic()
             unsaved = self._nothing_unsaved
             late = first is not None and time.monotonic() - first > GRACE_S
             if (late or self._is_lost) and (unsaved is None or unsaved()):

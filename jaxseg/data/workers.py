@@ -119,14 +119,16 @@ def _deaf() -> Iterator[None]:
 def _start_tracker() -> None:
     """Starts the process that removes the semaphores of one that was ended at once, and without its page.
 
-    Where signals are heard: it would let them through again.
+    Where signals are heard: it would let them through again, but for that of a terminal that is closed.
     """
     name = "PYTHONWARNINGS"
     before = os.environ[name] if name in os.environ else None
     os.environ[name] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         resource_tracker.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
@@ -148,6 +150,7 @@ def start_worker() -> None:
         timer.start()
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_later)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

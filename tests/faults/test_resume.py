@@ -6,16 +6,22 @@ The short part takes one moment of each phase. The long one, 50 SIGKILLs and 20 
 """
 
 import collections
+import contextlib
 import json
 import os
+import pty
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from jaxseg.stop import GRACE_S
+from jaxseg.checkpoints import stored_steps
+from jaxseg.logs import METRICS_FILE, read_rows
+from jaxseg.stop import GRACE_S, SIGNALS
 from jaxseg.verify import PHASES, Runner, format_verdict, run_digests, verify_resume
 from tests.faults.runs import ROOT, command, run, write_data
 
@@ -87,7 +93,7 @@ def test_told_twice_a_run_ends_at_once_and_what_was_saved_is_kept(data, tmp_path
     assert "Traceback" not in printed, printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_told_to_stop_while_it_starts_a_run_ends_with_75(tmp_path, number):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(f"import signal\nsignal.raise_signal({int(number)})\n")
@@ -151,7 +157,67 @@ def test_what_a_signal_left_half_made_is_not_taken_down(tmp_path):
     assert status == 75 and printed.count("\n") == 1, printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="no setsid here")
+def test_a_run_whose_terminal_is_closed_saves_and_ends(data, tmp_path):
+    workdir, (ours, theirs) = tmp_path / "run", pty.openpty()
+    long = command(data, "--config.train.steps=100000", "--config.evaluate.every_steps=100000")
+    argv = ["setsid", "--ctty", *long, "--config.checkpoint.every_steps=0", f"--workdir={workdir}"]
+    training = subprocess.Popen(argv, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    while not read_rows(workdir / METRICS_FILE):
+        assert training.poll() is None
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # else it would wait for a reader
+        time.sleep(0.02)
+    assert not stored_steps(workdir)
+    os.close(ours)
+    assert training.wait(timeout=60) == 75
+    assert stored_steps(workdir) == [read_rows(workdir / METRICS_FILE)[-1]["step"]]
+
+
+WHILE_IT_SAVES = """
+import os, time
+from jaxseg import main
+
+def run(arguments, stop):
+    with stop.deferred(lambda: True):
+        for number in {numbers}:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+        print("saved")
+    return 0
+
+main._run = run
+main.program()
+"""
+
+
+def test_a_terminal_that_is_closed_is_no_second_signal():
+    """The kernel sends SIGHUP, then the shell does, and then who ends the session sends SIGTERM."""
+    for numbers in ([1, 1, 15], [15, 1]):
+        status, printed = run([sys.executable, "-c", WHILE_IT_SAVES.format(numbers=numbers)])
+        assert (status, printed.splitlines()[0]) == (75, "saved"), printed
+        assert printed.count("jaxseg: ") == 1, printed
+
+
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="no nohup here")
+def test_nohup_keeps_a_run_going():
+    status, printed = run([sys.executable, "-c", WHILE_IT_SAVES.format(numbers=[1])], within=("nohup",))
+    assert (status, printed.splitlines()[-1]) == (0, "saved"), printed
+
+
+def test_a_process_of_many_passes_a_closed_terminal_on():
+    script = "import os, signal, sys, time; from jaxseg import main;"
+    script += "sys.argv.append('--distributed');"
+    script += "main._run = lambda *_: (os.kill(os.getppid(), signal.SIGHUP), time.sleep(60));"
+    script += "main.program()"
+    status, printed = run([sys.executable, "-c", script])
+    assert status == 75, printed
+    assert printed.startswith("jaxseg: SIGHUP: ") and printed.count("\n") == 1, printed
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_it_listens_waits_until_it_does(number):
     script = "import signal, sys; from jaxseg import main; original = main.main;"
     script += f"main.main = lambda **more: (signal.raise_signal({int(number)}), original(**more));"
@@ -161,7 +227,7 @@ def test_a_signal_before_it_listens_waits_until_it_does(number):
     assert printed.startswith(f"jaxseg: {number.name}: ") and printed.count("\n") == 1, printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_start_is_interrupted_from_the_first_moment_at_which_it_listens(tmp_path, number):
     script = "import time; time.sleep(1); from jaxseg import main;"
     script += "main._run = lambda *_: time.sleep(60); main.program()"
@@ -184,7 +250,7 @@ def test_told_to_stop_a_run_does_not_go_down_around_its_threads():
     assert "so far\n" in printed and "jaxseg: SIGTERM: " in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_after_the_end_changes_nothing(number):
     late = f"import atexit, signal; atexit.register(signal.raise_signal, {int(number)});"
     script = f"{late} import sys; from jaxseg.main import program; sys.argv[1:] = ['--help']; program()"

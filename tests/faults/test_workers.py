@@ -16,12 +16,10 @@ import pytest
 from jaxseg.data.workers import in_order, spawning
 from jaxseg.errors import Preempted
 from jaxseg.logs import TIMINGS_FILE, read_rows
-from jaxseg.stop import StopSignal
+from jaxseg.stop import SIGNALS, StopSignal
 from jaxseg.verify import run_digests
 from tests.dataset_fakes import TINY_RUN, write_folder
 from tests.faults.runs import ROOT, argv, run, write_data
-
-STOPS = [signal.SIGTERM, signal.SIGINT]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
 
@@ -81,7 +79,7 @@ def steps(workdir):
     return [row["step"] for row in read_rows(workdir / TIMINGS_FILE) if "images_per_s" in row]
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_group_that_is_told_to_stop_saves_and_goes_on(place, tmp_path, number):
     workdir, printed = tmp_path / "run", tmp_path / "printed"
     flags = argv(place, workdir, "--config.parallel.workers=1")
@@ -103,7 +101,7 @@ def test_a_worker_that_has_just_started_is_deaf_too(place, tmp_path):
     with group(argv(place, workdir, "--config.parallel.workers=1"), printed) as leader:
         until(lambda: any(is_worker(pid) for pid in others(leader)), leader)
         worker = next(pid for pid in others(leader) if is_worker(pid))
-        for number in STOPS:
+        for number in SIGNALS:
             os.kill(worker, number)
         until(lambda: len(steps(workdir)) >= 2, leader)
 
@@ -168,7 +166,7 @@ def listens(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("moment", [is_worker, listens])
 @pytest.mark.parametrize("more", [(), ("--report",)], ids=["", "report"])
 def test_a_group_that_prepares_is_told_to_stop(many, tmp_path, number, moment, more):
