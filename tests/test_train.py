@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.checkpoints import DIRECTORY, read_pretrained
+from jaxseg.checkpoints import DIRECTORY, read_pretrained, stored_steps
 from jaxseg.logs import read_metrics
 from jaxseg.main import main
 from tests.dataset_fakes import TINY_RUN, write_camvid
@@ -192,6 +192,10 @@ def test_early_stopping_ends_a_run_and_keeps_it_ended(place):
     assert last < 60
     before = (place / "patient" / "metrics.jsonl").read_bytes()
     assert run(argv) == 0
+    assert (place / "patient" / "metrics.jsonl").read_bytes() == before
+    shutil.rmtree(place / "patient" / DIRECTORY / str(last))
+    assert run(argv) == 0
+    assert stored_steps(place / "patient")[-1] == last, "patience counts from before the start, too"
     assert (place / "patient" / "metrics.jsonl").read_bytes() == before
 
 
