@@ -25,7 +25,7 @@ import numpy as np
 from jaxseg import distributed
 from jaxseg.broken import set_aside
 from jaxseg.checksums import array_digests, check_arrays, check_sizes
-from jaxseg.errors import UserError, passing, shortened
+from jaxseg.errors import UserError, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
 from jaxseg.meta import Meta
 from jaxseg.optim import matches, parameter_path
@@ -66,7 +66,7 @@ class Checkpoints:
         Raises OSError where it can't be made.
         """
         (workdir / DIRECTORY).mkdir(exist_ok=True)  # orbax would find out at the first save
-        self._policy = _LatestAndBest(keep)
+        self._policy = _LatestAndBest(keep, workdir / DIRECTORY)
         self._workdir = workdir
         self._place = _identity(workdir / DIRECTORY)
         self._manager = _manager(workdir, self._policy)
@@ -167,9 +167,10 @@ class Checkpoints:
         except Exception as e:
             self._check_place()
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+            name, mend = system_says(e) or (shortened(e), "make room or mend the disk")
             raise UserError(
-                f"{self._workdir / DIRECTORY}: {what} can't be saved ({shortened(e)}); make room or mend "
-                "the disk, and the same command goes on from the last one that was"
+                f"{self._workdir / DIRECTORY}: {what} can't be saved ({name}); {mend}, and the same command "
+                "goes on from the last one that was"
             ) from e
 
     def __enter__(self) -> Self:
@@ -433,20 +434,23 @@ def _nothing_saved(workdir: Path) -> UserError:
 
 
 class _LatestAndBest:
-    """Which checkpoints orbax keeps: the `latest` newest, and the best.
+    """Which checkpoints orbax keeps: the `latest` newest, the best, and those that are links in `folder`.
 
-    Not its `best_fn` with `max_to_keep`, which deletes the latest when it is not among the best; nor its
-    BestN, which wants the score at the time of saving.
+    A link is from somebody who made room on the disk, and orbax fails to delete one. Not its `best_fn` with
+    `max_to_keep`, which deletes the latest when it is not among the best; nor its BestN, which wants the
+    score at the time of saving.
     """
 
-    def __init__(self, latest: int) -> None:
+    def __init__(self, latest: int, folder: Path) -> None:
         self.latest = latest
         self.best: int | None = None
+        self._folder = folder
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """For each checkpoint, oldest first."""
         newest = {c.step for c in checkpoints[-self.latest :]}
-        return [c.step in newest or c.step == self.best for c in checkpoints]
+        kept = {*newest, self.best}
+        return [c.step in kept or (self._folder / str(c.step)).is_symlink() for c in checkpoints]
 
 
 @contextlib.contextmanager

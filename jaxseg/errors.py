@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 _ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk"
@@ -83,8 +83,16 @@ def storage_errors(where: Path) -> Iterator[None]:
         ) from e
 
 
+_PASSING = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 def passing(error: BaseException) -> tuple[str, str] | None:
-    """(name, mend) of an error after which a file may be sound all the same; None for any other.
+    """(name, mend) of an error after which a file may be sound all the same; None for any other."""
+    return system_says(error, _PASSING)
+
+
+def system_says(error: BaseException, codes: Container[int] = _MENDS) -> tuple[str, str] | None:
+    """(name, mend) of one of these numbers of the system in an error; None where there is none.
 
     Looked for in what raised it too. Those of tensorstore have the system's number in their text.
     """
@@ -93,9 +101,9 @@ def passing(error: BaseException) -> tuple[str, str] | None:
     code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
     if isinstance(error, MemoryError):
         code = errno.ENOMEM
-    if code in (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+    if code is not None and code in codes:
         return os.strerror(code), _MENDS[code]
-    return None if cause is None else passing(cause)
+    return None if cause is None else system_says(cause, codes)
 
 
 def say(line: str) -> None:

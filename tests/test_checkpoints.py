@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import resource
 import shutil
 import signal
 import sys
@@ -135,6 +136,38 @@ def test_a_save_leaves_nothing_in_memory(tmp_path, monkeypatch, caplog):
     objects, blocks = np.diff(seen, axis=0).min(axis=0) / 8
     assert objects < 1, seen
     assert blocks < 20, seen
+
+
+def test_a_checkpoint_that_was_moved_to_another_disk_and_linked_stays(state, tmp_path):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    workdir.mkdir()
+    with Checkpoints(workdir, keep=1) as saved:
+        saved.save(state, meta(1), best=None)
+    (workdir / DIRECTORY / "1").rename(elsewhere)
+    (workdir / DIRECTORY / "1").symlink_to(elsewhere)
+    with Checkpoints(workdir, keep=1) as saved:
+        for step in (2, 3):
+            saved.save(state, meta(step), best=None)
+    assert stored_steps(workdir) == [1, 3]
+    assert (elsewhere / "state").is_dir()
+
+
+def test_what_the_system_says_against_a_save_is_told_with_its_mend(state, tmp_path):
+    """Here that a file may not grow so large, which is not the disk's fault."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save():
+        with Checkpoints(tmp_path, keep=1) as saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            try:
+                saved.save(state, meta(1), best=None)
+                saved.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.raises(UserError, match=r"can't be saved \(File too large\); raise .*\(ulimit -f\)"):
+        save()
+    assert stored_steps(tmp_path) == []
 
 
 def test_saving_a_step_twice_is_nothing(state, tmp_path):
