@@ -163,7 +163,8 @@ class Experiment:
             raise UsageError(f"train.ema_decay={train.ema_decay} is no decay; use 0 (off) up to, but not, 1")
         if train.nonfinite not in ("stop", "skip"):
             raise UsageError(f"train.nonfinite={train.nonfinite!r} is not known; choose stop or skip")
-        dropout = self._model(num_classes=1).dropout
+        nowhere = {"axis_name": None, "by_matmul": False}
+        dropout = splat(models.build_unet, self._values, "model", num_classes=1, **nowhere).dropout
         if dropout and self.config.parallel.mode == "pmap":
             raise UsageError(
                 f"model.dropout={dropout} draws other masks on other numbers of devices with "
@@ -245,11 +246,7 @@ class Experiment:
         if self._trains:
             self._check_training(classes, train_images)
         total, every = self.steps(train_images)
-        model = self._model(
-            num_classes=len(classes.names),
-            axis_name=self.parallel.axis_name,
-            by_matmul=self.parallel.steps_see_whole_arrays,
-        )
+        model = self._model(num_classes=len(classes.names))
         loss = losses.build_loss(section(self._values, "loss"), pixels_c=tuple(pixels))
         if not loss.additive and (len(self.parallel.devices) > 1 or self.train.accumulate > 1):
             raise UsageError(
@@ -266,7 +263,8 @@ class Experiment:
         )
         return Run(self, classes, model, loss, tx, schedule, total_steps=total, eval_every=every)
 
-    def _model(self, *, num_classes: int, **place: Any) -> models.UNet:
+    def _model(self, *, num_classes: int) -> models.UNet:
+        place = {"axis_name": self.parallel.axis_name, "by_matmul": self.parallel.steps_see_whole_arrays}
         return splat(models.build_unet, self._values, "model", num_classes=num_classes, **place)
 
     def _check_training(self, classes: ClassTable, train_images: int) -> None:

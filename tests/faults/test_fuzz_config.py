@@ -97,7 +97,7 @@ def test_config_overrides(monkeypatch, capfd):
         built = experiment.Experiment(config)
         # What a run builds from the config before it touches data, without tracing the model.
         values = experiment.with_tuples(experiment.plain(config))
-        splat(models.build_unet, values, "model", num_classes=3, axis_name=None)
+        splat(models.build_unet, values, "model", num_classes=3, axis_name=None, by_matmul=True)
         losses.build_loss(values["loss"], pixels_c=(100, 20, 3))
         total, _ = built.steps(300)
         splat(optim.build_optimizer, values, "optim", total_steps=total, params=head)
