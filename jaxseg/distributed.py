@@ -215,9 +215,9 @@ def check_same(
     first, *others = gathered(dict(facts))
     for number, theirs in enumerate(others, start=1):
         differing = [
-            f"{key} is {theirs[key] if key in theirs else None!r} there and {first[key]!r} in process 0"
-            for key in first
-            if key not in theirs or theirs[key] != first[key]
+            f"{key} is {theirs.get(key)!r} there and {first.get(key)!r} in process 0"
+            for key in first | theirs
+            if theirs.get(key) != first.get(key)
         ]
         if differing:
             raise UserError(f"process {number} {problem}: {'; '.join(differing)}; {mend}")

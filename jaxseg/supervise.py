@@ -12,12 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from jaxseg.errors import UserError
 
 CHILD = "JAXSEG_SUPERVISED"
 """Set in the child: the number of the pipe that ends with its parent."""
+
+STOPPED_S = 30
+"""How long a process may be stopped (SIGSTOP) until it is ended; the others have ended by then."""
 
 _LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 _END_LINE = re.compile(rb"(F\d{4} |E\d{4} .* coordination_service)")
@@ -38,7 +42,7 @@ def run_supervised(
 
     pass_on: as what the child gets a signal. show_all: jaxlib's own lines too. meeting: where and how long
     it waits for the others, for messages.
-    Raises UserError where jaxlib has ended it, or a signal.
+    Raises UserError where jaxlib has ended it, or a signal, or it stays stopped.
     """
     reading, writing = os.pipe()
     child = subprocess.Popen(
@@ -53,6 +57,8 @@ def run_supervised(
         signal.signal(number, lambda number, _: child.send_signal(pass_on[signal.Signals(number)]))
     # Held back until here.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, pass_on)
+    was_stopped = threading.Event()
+    threading.Thread(target=_end_when_stopped, args=(child, was_stopped), daemon=True).start()
     said, last = b"", b""
     assert child.stderr is not None
     for line in child.stderr:
@@ -70,6 +76,11 @@ def run_supervised(
         return status
     if last:  # it had found out itself
         return UserError.exit_status
+    if was_stopped.is_set():
+        raise UserError(
+            f"it was stopped for {STOPPED_S} s (SIGSTOP: a debugger, a suspended job?) and the others don't "
+            "wait as long; start all again and the run goes on from the last checkpoint"
+        )
     raise UserError(_cause(said.decode(errors="replace"), signal.Signals(-status), meeting))
 
 
@@ -82,6 +93,19 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
+
+
+def _end_when_stopped(child: subprocess.Popen[bytes], was_stopped: threading.Event) -> None:
+    """Ends a child that stays stopped: nobody would hear of it, and what it holds would stay in use."""
+    seconds = 0
+    with contextlib.suppress(ChildProcessError):  # it has ended
+        while seconds < STOPPED_S:
+            # In turns of a second: where this process is stopped too, as with a whole job, no time counts.
+            time.sleep(1.0)
+            is_stopped = os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            seconds = seconds + 1 if is_stopped else 0
+        was_stopped.set()
+        child.kill()
 
 
 def _cause(said: str, number: signal.Signals, meeting: str) -> str:

@@ -2,13 +2,14 @@
 
 import contextlib
 import signal
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
 
 from jaxseg import distributed, parallel, supervise
-from jaxseg.errors import UsageError
+from jaxseg.errors import UsageError, UserError
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,22 @@ def test_a_meeting_that_fails_says_what_to_look_at(status, says):
     assert says in line and "jax" in line and "\n" not in line
 
 
+STOPS = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+
+
+def test_a_process_that_stays_stopped_is_ended(monkeypatch):
+    monkeypatch.setattr(supervise, "STOPPED_S", 2)
+    with pytest.raises(UserError, match="it was stopped for 2 s"):
+        supervise.run_supervised([sys.executable, "-c", STOPS], pass_on={}, show_all=False, meeting="")
+
+
+def test_a_process_that_is_stopped_and_goes_on_is_left_alone(monkeypatch):
+    monkeypatch.setattr(supervise, "STOPPED_S", 4)
+    wakes = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 1; kill -CONT $PPID'])"
+    command = [sys.executable, "-c", f"{wakes}; {STOPS}; import time; time.sleep(4)"]
+    assert supervise.run_supervised(command, pass_on={}, show_all=False, meeting="") == 0
+
+
 def test_a_coordinator_without_a_port_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="there is no HOST:PORT"):
         asked_of_jax(monkeypatch, {**OPEN_MPI_5, "JAX_COORDINATOR_ADDRESS": "there"})
@@ -103,6 +120,21 @@ def test_an_address_that_can_not_be_is_wrong_usage(where):
 def test_a_wait_that_can_not_be_is_wrong_usage(seconds):
     with pytest.raises(UsageError, match="is no time to wait; use 1 to 604800 seconds"):
         distributed.Meeting(wait_s=seconds).check()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        ({"a": 1, "b": 3}, "b is 3 there and 2 in process 0;"),
+        ({"a": 1}, "b is None there and 2 in process 0;"),
+        ({"a": 1, "b": 2, "c": "x"}, "c is 'x' there and None in process 0;"),
+        ({"b": 2, "a": 1}, None),
+    ],
+)
+def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
+    monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, theirs])
+    with contextlib.nullcontext() if says is None else pytest.raises(UserError, match=f"process 1 .*{says}"):
+        distributed.check_same({"a": 1, "b": 2})
 
 
 @pytest.mark.parametrize(

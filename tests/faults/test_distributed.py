@@ -369,6 +369,7 @@ def test_one_that_stays_alone_says_what_to_check(place, tmp_path):
         (["--coordinator=here:1"], "--processes is missing"),
         (["--coordinator=here", "--processes=2", "--process=0"], "--coordinator=here is no HOST:PORT"),
         (["--coordinator=here:1", "--processes=2", "--process=2"], "--process=2 is none of --processes=2"),
+        (["--wait=60"], "--wait=60 waits for nobody; add --coordinator or --distributed"),
         (["--distributed"], "no Slurm, Open MPI or Kubernetes here"),
     ],
 )
