@@ -93,10 +93,13 @@ def start(meeting: Meeting) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_S,
             shutdown_timeout_seconds=HEARTBEAT_S,
         )
-    except ValueError as e:
+    except Exception as e:
+        # Also whatever a client of Kubernetes raises that may not ask its cluster.
+        if meeting.coordinator is not None or isinstance(e, jax.errors.JaxRuntimeError):
+            raise
         raise UsageError(
-            f"--distributed: no Slurm, Open MPI or Kubernetes here that says who takes part ({e}); use "
-            "--coordinator=HOST:PORT --processes=N --process=I"
+            f"--distributed: no Slurm, Open MPI or Kubernetes here that says who takes part "
+            f"({shortened(e)}); use --coordinator=HOST:PORT --processes=N --process=I"
         ) from None
 
 

@@ -70,6 +70,20 @@ def test_an_open_mpi_that_names_no_host_is_refused(monkeypatch):
         asked_of_jax(monkeypatch, {**OPEN_MPI_5, "PMIX_NAMESPACE": "other"})
 
 
+def test_a_cluster_that_may_not_be_asked_is_told_in_one_line(monkeypatch):
+    """As Kubernetes' own client does in a pod without a service account."""
+
+    def refuses(**place):
+        raise type("ConfigException", (Exception,), {})("Service token file\ndoes not exist.")
+
+    monkeypatch.delenv("OMPI_COMM_WORLD_RANK", raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", refuses)
+    with pytest.raises(
+        UsageError, match=r"who takes part \(Service token file does not exist\.\); use --coord"
+    ):
+        distributed.start(distributed.Meeting())
+
+
 @pytest.mark.parametrize(
     ("status", "says"),
     [
