@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from jaxseg import distributed, parallel, supervise
 from jaxseg.errors import UsageError, UserError
+from jaxseg.experiment import check_started_alike
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,25 @@ def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
     monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, theirs])
     with contextlib.nullcontext() if says is None else pytest.raises(UserError, match=f"process 1 .*{says}"):
         distributed.check_same({"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs"),
+    [
+        ("train.seed", 7),
+        ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+        ("jax_enable_x64", True),
+        ("flax", "0.1"),
+        ("code of jaxseg", "other"),
+    ],
+)
+def test_what_makes_another_program_is_a_difference(monkeypatch, key, theirs):
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(
+        distributed, "gathered", lambda mine: [mine, {k: theirs if k == key else v for k, v in mine.items()}]
+    )
+    with pytest.raises(UserError, match=f"process 1 was started as another run: {key} is {theirs!r} there"):
+        check_started_alike(ConfigDict({"train": {"seed": 0}}), {})
 
 
 @pytest.mark.parametrize(
