@@ -241,9 +241,8 @@ class Parallel:
         return jax.jit(body, out_shardings=self._sharded())
 
     def compile_predict_step(self, body: PredictStep) -> PredictStep:
-        """predict_step(state, host images) for this machine; the label maps come whole."""
-        step = jax.jit(body, out_shardings=self._sharded())
-        return lambda state, image_bhwc: step(state, self.place_images(np.asarray(image_bhwc)))
+        """predict_step(state, images of `place_images`) for this machine; the label maps come whole."""
+        return jax.jit(body, out_shardings=self._sharded())
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""

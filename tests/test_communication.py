@@ -5,13 +5,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from jaxseg import losses
 from jaxseg.models import UNet
 from jaxseg.parallel import Parallel
-from jaxseg.step import init_state, make_eval_step, make_train_step
+from jaxseg.step import init_state, make_eval_step, make_predict_step, make_train_step
 from jaxseg.types import Batch
 
 DEPTH = 2
@@ -21,11 +22,16 @@ NORMS = 2 * (2 * DEPTH + 1)
 LOSS = losses.mixture({"cross_entropy": (0.3, losses.cross_entropy()), "dice": (0.7, losses.dice())})
 
 
-def compiled(devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), **more):
+def compiled(
+    devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), images=8, unet=(5, 8, DEPTH), **more
+):
     place = Parallel("sharded", tuple(jax.devices()[:devices]), rows=rows)
-    model, tx = UNet(5, 8, DEPTH), optax.adam(1e-3)
+    model, tx = UNet(*unet), optax.adam(1e-3)
     state = jax.eval_shape(lambda: init_state(model, tx, 0, image_size=size, ema=False))
-    shape = (8, *size)
+    shape = (images, *size)
+    if of is make_predict_step:
+        photos = place.place_images(np.zeros((*shape, 3), np.float32))
+        return place.compile_predict_step(of(model)).lower(state, photos).compile()
     batch = Batch(
         image=jax.ShapeDtypeStruct((*shape, 3), jnp.float32),
         label=jax.ShapeDtypeStruct(shape, jnp.int32),
@@ -35,7 +41,7 @@ def compiled(devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), **m
     if of is make_train_step:
         step = place.compile_train_step(make_train_step(model, tx, loss, **more))
     else:
-        step = place.compile_eval_step(make_eval_step(model, loss, num_classes=5))
+        step = place.compile_eval_step(make_eval_step(model, loss, num_classes=unet[0]))
     return place.compiled(step, state, batch)
 
 
@@ -44,8 +50,14 @@ def messages(program):
     text = program.as_text()
     kinds = "all-reduce|all-gather|collective-permute|reduce-scatter|all-to-all|collective-broadcast"
     counts = collections.Counter(re.findall(rf"\b({kinds})(?:-start)?\(", text))
-    results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
-    return counts, [shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)]
+    return counts, [f"{dtype}[{','.join(map(str, shape))}]" for dtype, shape in made(program, "all-gather")]
+
+
+def made(program, kind):
+    """(type, shape) of each array that the messages of a kind make."""
+    results = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program.as_text())
+    arrays = [array for result in results for array in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+    return [(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in arrays]
 
 
 class Program:
@@ -63,6 +75,8 @@ def test_what_is_gathered_in_bundles_is_seen():
     tuples = "  %c = (f32[4,2]{1,0}, s32[]) all-gather-start(%d, %e), dimensions={0}"
     counts, gathered = messages(Program(plain, tuples))
     assert counts == {"all-gather": 2} and gathered == ["f32[8,5]", "f32[4,2]", "s32[]"]
+    long = "  %f = (f32[2]{0}, /*index=1*/f32[3,4]{1,0}) all-reduce(%g, %h), to_apply=%add"
+    assert made(Program(plain, long), "all-reduce") == [("f32", (2,)), ("f32", (3, 4))]
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -85,14 +99,19 @@ def test_in_one_device_nothing_is_sent():
 
 @pytest.mark.parametrize(("devices", "rows"), [(2, 2), (4, 4), (8, 2)])
 def test_rows_are_exchanged_and_no_activation_is_gathered(devices, rows):
-    counts, gathered = messages(compiled(devices, rows))
+    program = compiled(devices, rows)
+    counts, gathered = messages(program)
     assert gathered == [] and counts.keys() == {"all-reduce", "collective-permute"}
     # Each of the 3x3 convolutions needs a row of both neighbours, there and back.
     assert counts["collective-permute"] >= 4 * NORMS
+    assert {shape[1] for _, shape in made(program, "collective-permute")} == {1}, "a row, not an image"
     # Where a device has a part of both, XLA sums over rows and over images one after the other, and takes the
     # gradient in a few bundles.
     most = 2 * NORMS + 2 if devices == rows else 2 * (2 * NORMS + 2) + 2
     assert counts["all-reduce"] <= most
+    # Nor does an activation come by way of a sum, but kernels, biases and statistics only.
+    kernels = {shape[:-2] for _, shape in made(program, "all-reduce") if len(shape) > 1}
+    assert kernels <= {(3, 3), (2, 2), (1, 1)}
 
 
 def test_an_evaluation_sends_rows_and_figures_only():
@@ -101,6 +120,15 @@ def test_an_evaluation_sends_rows_and_figures_only():
     counts, gathered = messages(compiled(8, 1, of=make_eval_step))
     # Each process wants the matrices of all images.
     assert gathered in ([], ["s32[8,5,5]"]) and counts["all-reduce"] <= 3
+
+
+def test_a_prediction_sends_rows_and_label_maps_only():
+    program = compiled(4, 4, of=make_predict_step)
+    counts, gathered = messages(program)
+    assert set(gathered) <= {"s32[8,64,32]"} and counts.keys() <= {"collective-permute", "all-gather"}
+    assert counts["collective-permute"] >= 2 * NORMS
+    whole = compiled(1, 1, of=make_predict_step).memory_analysis().temp_size_in_bytes
+    assert program.memory_analysis().temp_size_in_bytes < 0.5 * whole
 
 
 def test_an_activation_that_is_gathered_would_be_seen():

@@ -376,7 +376,8 @@ class Run:
         images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
         if data.void_class is not None:
             labels = np.where(labels == IGNORE_LABEL, np.uint8(data.void_class), labels)
-        predictions = self.predict_step(state, images.astype(np.float32) / np.float32(255))
+        place = self.experiment.parallel.place_images
+        predictions = self.predict_step(state, place(images.astype(np.float32) / np.float32(255)))
         return list(images), list(labels), list(np.asarray(predictions))
 
     def step_cost(self, state: TrainState) -> summary.StepCost:
@@ -424,7 +425,7 @@ class Run:
 
     @cached_property
     def predict_step(self) -> step.PredictStep:
-        """predict_step(state, image) -> class ids."""
+        """predict_step(state, images as they are placed) -> class ids."""
         return self.experiment.parallel.compile_predict_step(step.make_predict_step(self.model))
 
 
