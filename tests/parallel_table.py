@@ -1,6 +1,7 @@
-"""The README's table of modes: speed, memory and distance from the run on one device; minutes on a laptop.
+"""The README's tables of devices; each takes minutes on a laptop.
 
-    python -m tests.parallel_table
+    python -m tests.parallel_table           modes: speed, memory, distance from the run on one device
+    python -m tests.parallel_table rows      memory of a step on a 1024x2048 photo, cut over devices
 
 Devices are virtual ones that share the cores of this machine: what they cost shows here, not what they gain.
 """
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from jaxseg.logs import TIMINGS_FILE, read_metrics, read_rows
+from jaxseg.losses import cross_entropy
 from tests.faults.runs import ROOT
 from tests.faults.test_distributed import meeting
 
@@ -77,8 +79,22 @@ def train(workdir: Path, mode: str, devices: int, rows: int, processes: int) -> 
     return printed[0]
 
 
-def main() -> None:
-    """Prints the table, as Markdown."""
+def print_rows() -> None:
+    """Prints, as Markdown, XLA's figures for steps that are compiled and not run."""
+    import tests.conftest  # noqa: F401  eight virtual devices
+    from tests.test_communication import compiled
+
+    print("| one 1024x2048 photo a batch | 1 device | 2 | 4 | 8 |")
+    print("|---|---|---|---|---|")
+    for width, depth in ((16, 3), (64, 4)):
+        more = {"loss": cross_entropy(), "size": (1024, 2048), "images": 1, "unet": (7, width, depth)}
+        programs = (compiled(rows, rows, **more) for rows in (1, 2, 4, 8))
+        cells = [f"{program.memory_analysis().temp_size_in_bytes / 2**20:,.0f}" for program in programs]
+        print(f"| width {width}, depth {depth}: MiB a device | {' | '.join(cells)} |", flush=True)
+
+
+def print_modes() -> None:
+    """Prints the table of modes, as Markdown."""
     print(
         "| mode | devices | of them for rows | processes | steps/s | memory a device | largest difference |"
     )
@@ -101,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_rows() if sys.argv[1:] == ["rows"] else print_modes()
