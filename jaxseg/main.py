@@ -40,9 +40,6 @@ the traceback of an error. Exit status: 0 done, 1 the input or the run failed, 2
 saved, run the same command again.
 """
 
-_WAIT_S = 300
-"""How long processes wait for each other at the start, unless --wait says it."""
-
 
 def main(argv: Sequence[str] | None = None, *, stop: StopSignal | None = None) -> None:
     """Runs a command and exits with its status."""
@@ -158,7 +155,7 @@ def _meeting(arguments: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_processes(parser)
     known = parser.parse_known_args(arguments)[0]
-    return f"at {known.coordinator or 'the address of the job'} within {known.wait or _WAIT_S} s"
+    return f"at {known.coordinator or 'the address of the job'} within {known.wait or supervise.WAIT_S} s"
 
 
 def _open_streams() -> None:
@@ -249,7 +246,7 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="with others; where process 0 listens")
     parser.add_argument("--processes", type=int, metavar="N", help="how many there are")
     parser.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N-1")
-    parser.add_argument("--wait", type=int, metavar="S", help=f"for the others (default: {_WAIT_S} s)")
+    parser.add_argument("--wait", type=int, metavar="S", help=f"for others (default: {supervise.WAIT_S})")
 
 
 @contextlib.contextmanager
@@ -263,7 +260,7 @@ def _joined(args: argparse.Namespace) -> Iterator[None]:
         return
     from jaxseg import distributed
 
-    meeting = distributed.Meeting(*flags, wait_s=_WAIT_S if args.wait is None else args.wait)
+    meeting = distributed.Meeting(*flags, wait_s=supervise.WAIT_S if args.wait is None else args.wait)
     meeting.check()
     distributed.start(meeting)
     with distributed.exchange_errors(), distributed.only_main_prints():

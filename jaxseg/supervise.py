@@ -20,6 +20,9 @@ from jaxseg.errors import UserError
 CHILD = "JAXSEG_SUPERVISED"
 """Set in the child: the number of the pipe that ends with its parent."""
 
+WAIT_S = 300
+"""How long processes wait for each other at the start, unless --wait says it."""
+
 STOPPED_S = 30
 """How long a process may be stopped (SIGSTOP) until it is ended; the others have ended by then."""
 
