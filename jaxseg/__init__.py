@@ -8,6 +8,7 @@ holds it, and this list, to that:
     1   best, broken, checksums, files, health, locks, meta, printing, stop, trace  small tools of a run
     1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches
+    2   compilations                          what XLA has compiled, kept for the next start
     3   parallel, checkpoints                 devices; what survives a crash
     4   evaluate, figures, logs, summary      what people look at
     5   experiment, incidents                 the only reader of a config; steps that were not finite

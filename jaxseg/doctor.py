@@ -112,9 +112,9 @@ def check_machine() -> list[Check]:
 
 def check_cache() -> list[Check]:
     """The folder for prepared data: writable, with room."""
-    from jaxseg.experiment import prepared_root
+    from jaxseg.files import cache_root
 
-    root = prepared_root("").absolute()
+    root = cache_root().absolute()
     there = next(p for p in (root, *root.parents) if p.exists())
     elsewhere = "set JAXSEG_CACHE to a folder that you can write to"
     try:

@@ -1,4 +1,4 @@
-"""Files that people and scripts read, written whole or not at all, and the checksums in them."""
+"""Files that people and scripts read, written whole or not at all, the checksums in them, and our cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+def cache_root() -> Path:
+    """Where what can be made again lies: $JAXSEG_CACHE, or ~/.cache/jaxseg."""
+    if os.environ.get("JAXSEG_CACHE"):
+        return Path(os.environ["JAXSEG_CACHE"])
+    return Path.home() / ".cache" / "jaxseg"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -481,6 +481,9 @@ def _set_up() -> None:
     with held():
         import grain  # noqa: F401
         import jax  # noqa: F401
+    from jaxseg.compilations import keep_compilations
+
+    keep_compilations()
 
 
 def _quiet() -> None:

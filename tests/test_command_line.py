@@ -204,3 +204,24 @@ def test_what_a_mode_can_not_do_is_refused(tmp_path, capsys, flags, says):
     argv = [f"--config={ROOT}/configs/scratch.py", f"--workdir={tmp_path}", "--config.model.dropout=0.5"]
     said = refused(capsys, [*argv, *(f"--config.parallel.{flag}" for flag in flags)], 2)
     assert says in said
+
+
+HELP = """
+import sys
+from jaxseg.main import _COMMANDS, main
+
+for argv in (["--help"], ["help"], *([name, "--help"] for name in _COMMANDS)):
+    try:
+        main(argv)
+    except SystemExit as end:
+        assert end.code == 0, argv
+    heavy = {"jax", "numpy", "grain", "tensorflow_datasets", "matplotlib", "orbax", "flax", "optax", "PIL"}
+    found = heavy & {name.split(".")[0] for name in sys.modules}
+    assert not found, f"{argv} imports {found}"
+"""
+
+
+def test_help_imports_nothing_heavy():
+    """It has to be there in a second, of which jax alone would take half."""
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.count("usage: jaxseg ") >= 6, done.stderr

@@ -31,6 +31,7 @@ LAYERS = {
     "optim": 1,
     "data": 2,
     "step": 2,
+    "compilations": 2,
     "parallel": 3,
     "checkpoints": 3,
     "evaluate": 4,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +42,7 @@ from jaxseg.experiment.stored import (
     write_config,
 )
 from jaxseg.experiment.together import check_started_alike
+from jaxseg.files import cache_root
 from jaxseg.meta import Meta
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
 
@@ -196,7 +196,8 @@ class Experiment:
         section = self.dataset
         source = self.open_source()
         void = void_class(section.void, source.classes)
-        size, root = section.image_size, prepared_root(section.prepared_dir)
+        size = section.image_size
+        root = expanded(section.prepared_dir) if section.prepared_dir else cache_root()
         region_class = section.region_class or None
         ready, records = prepared_folders(source.name, root), {}
         for split in splits:
@@ -462,15 +463,6 @@ def parent_config(config: ConfigDict, recipes: Path, workdir: Path) -> ConfigDic
 def default_workdir(config: ConfigDict) -> Path:
     """runs/DATASET/RECIPE."""
     return Path("runs") / config.dataset.name / config.recipe
-
-
-def prepared_root(prepared_dir: str) -> Path:
-    """Where prepared data lies: the argument, else $JAXSEG_CACHE, else ~/.cache/jaxseg."""
-    if prepared_dir:
-        return expanded(prepared_dir)
-    if os.environ.get("JAXSEG_CACHE"):
-        return Path(os.environ["JAXSEG_CACHE"])
-    return Path.home() / ".cache" / "jaxseg"
 
 
 def check_classes(meta: Meta, classes: ClassTable, where: Path) -> None:
