@@ -356,27 +356,21 @@ def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 
 def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    parser.add_argument(
-        "--config",
-        default="configs/scratch.py:cityscapes",
-        metavar="FILE[:DATASET]",
-        help="whose model and batch (default: configs/scratch.py:cityscapes, the full size); no data is read",
-    )
-    parser.add_argument("--what", default="", help="comma-separated: train, forward, evaluate (default: all)")
-    parser.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turns")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: 5)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a round (default: 1)")
-    parser.add_argument("--output", type=_path, help="JSON file for the figures")
-    parser.epilog = "--config.KEY=VALUE overrides the recipe, e.g. --config.train.batch_size=2"
+    from jaxseg.benchmark.options import add_flags, read_flags
+
+    add_flags(parser, _path)
     args, overrides = _parsed(parser, arguments)
+    options = read_flags(args)
     path, _, dataset = args.config.partition(":")
+    if options.against_torch:
+        # Else jax would take three quarters of a GPU's memory before PyTorch has any.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _set_up()
-    from jaxseg.benchmark import MEASURES, Options, benchmark
+    from jaxseg.benchmark.measures import benchmark
     from jaxseg.experiment import Experiment
 
     experiment = Experiment(_with_overrides(_loaded(_recipe_file(path), dataset), overrides))
-    what = tuple(args.what.split(",")) if args.what else tuple(MEASURES)
-    benchmark(experiment, Options(what, args.rounds, args.seconds, args.against is not None), args.output)
+    benchmark(experiment, options, args.output)
     return 0
 
 
@@ -393,7 +387,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
-    "benchmark": (_benchmark, "time steps, evaluation and more on this machine, against PyTorch if wanted"),
+    "benchmark": (_benchmark, "time steps, input, start and more on this machine, against PyTorch if wanted"),
     "doctor": (_doctor, "look for what keeps jaxseg from running well on this machine"),
 }
 

@@ -1,13 +1,33 @@
 """The benchmark: it times what it says, in turns; and the PyTorch twin computes what the model computes."""
 
+import itertools
 import json
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.benchmark import rounds
+from jaxseg.benchmark import (
+    augmenting,
+    child,
+    children,
+    growth,
+    measures,
+    options,
+    peaks,
+    rounds,
+    sides,
+    startup,
+)
+from jaxseg.benchmark.compiling import measure_compile
+from jaxseg.benchmark.growth_plot import draw_growth
+from jaxseg.benchmark.memory import measure_memory
+from jaxseg.errors import UserError
+from jaxseg.experiment import Experiment, load_recipe
 from jaxseg.losses import cross_entropy
 from jaxseg.main import main
 from jaxseg.models import UNet
@@ -20,9 +40,30 @@ TINY = (
     "--config.model.width=4",
     "--config.model.depth=1",
     "--config.train.batch_size=2",
+    "--config.parallel.mode=jit",
     "--rounds=3",
     "--seconds=0",
 )
+
+
+def benchmark(capsys, *flags):
+    """(status, all that the command printed)."""
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", *TINY, *flags])
+    printed = capsys.readouterr()
+    return end.value.code, printed.out + printed.err
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The run of TINY."""
+    config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
+    with config.unlocked():
+        config.dataset.image_size = (16, 16)
+        config.model.width, config.model.depth = 4, 1
+        config.train.batch_size = 2
+        config.parallel.mode = "jit"
+    return sides.build_run(Experiment(config))
 
 
 def test_sides_take_turns_and_every_other_round_the_other_way(monkeypatch):
@@ -32,12 +73,26 @@ def test_sides_take_turns_and_every_other_round_the_other_way(monkeypatch):
     def work(name, seconds):
         called.append(name)
         clock[0] += seconds
+        return name
 
-    sides = {"a": lambda: work("a", 1.0), "b": lambda: work("b", 3.0)}
-    times = rounds.in_turns(sides, rounds=2, at_least_s=2.0)
+    works = {"a": lambda: work("a", 1.0), "b": lambda: work("b", 3.0)}
+    times = rounds.in_turns(works, rounds=2, at_least_s=2.0)
     assert called == ["a", "b", *"aab", *"baa"]
     assert times["a"].seconds == (1.0, 1.0) and times["b"].median == 3.0
     assert rounds.ratio(times["b"], times["a"]) == (3.0, 3.0, 3.0)
+
+
+def test_a_round_lasts_until_what_goes_on_behind_its_last_call_is_done(monkeypatch):
+    clock, waited = [0.0], []
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: clock[0])
+
+    def done(last):
+        waited.append(last)
+        clock[0] += 5.0
+
+    calls = itertools.count()
+    times = rounds.in_turns({"a": lambda: next(calls)}, rounds=2, at_least_s=0.0, done=done)
+    assert waited == [0, 1, 2] and times["a"].seconds == (5.0, 5.0)
 
 
 def test_a_slow_round_does_not_move_the_median():
@@ -45,18 +100,54 @@ def test_a_slow_round_does_not_move_the_median():
     assert times.median == 1.1 and times.to_json()["max_s"] == 9.0
 
 
-def test_all_is_measured_and_written(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["benchmark", *TINY, f"--output={tmp_path / 'figures.json'}"])
-    assert end.value.code == 0
-    printed = capsys.readouterr().out
-    assert "batch 2, 7 classes" in printed and "train step  jaxseg " in printed
-    figures = json.loads((tmp_path / "figures.json").read_text())
+def test_steps_are_measured_and_written(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    status, printed = benchmark(capsys, "--what=train,forward,evaluate", f"--output={output}")
+    assert status == 0
+    assert "batch 2, 7 classes" in printed and re.search(r"\ntrain step +[\d.]+ ms +[\d.,]+\n", printed)
+    assert max(map(len, printed.splitlines())) <= 110
+    figures = json.loads(output.read_text())
     assert len(figures["train"]["jaxseg"]["rounds_s"]) == 3
     for name in ("train", "forward", "evaluate"):
         side = figures[name]["jaxseg"]
         assert side["images_per_s"] == pytest.approx(2 / side["median_s"])
         assert side["min_s"] <= side["median_s"] <= side["max_s"]
+    # A step is at least a forward and twice as much backward; no peaks of "cpu" are known.
+    assert figures["train"]["flops"] > 2 * figures["forward"]["flops"] > 0
+    assert figures["train"]["of_bandwidth"] is None
+
+
+def test_input_and_augmentation_are_measured(tmp_path, capsys, monkeypatch):
+    assert list(augmenting.OPERATIONS)[1:-1] == [
+        "flip",
+        "scale_crop",
+        "colour",
+        "occlusion boxes",
+        "occlusion regions",
+    ]
+    for name in list(augmenting.OPERATIONS)[1:-1]:
+        monkeypatch.delitem(augmenting.OPERATIONS, name)
+    output = tmp_path / "figures.json"
+    status, printed = benchmark(capsys, "--what=augment,input", f"--output={output}")
+    assert status == 0, printed
+    figures = json.loads(output.read_text())
+    found = figures["input"]
+    assert found["read"]["images_per_s"] > 0 and found["wait_share"] >= 0
+    ratios = [
+        a / b for a, b in zip(*(found[k]["rounds_s"] for k in ("with_input", "step_only")), strict=True)
+    ]
+    assert found["lost_to_input"] == pytest.approx(1 - 1 / np.median(ratios))
+    for name in ("nothing", "all", "as in the config"):
+        side = figures["augment"][name]
+        assert side["share_of_step"] == pytest.approx(side["median_s"] / figures["augment"]["step_median_s"])
+        assert f"augment: {name} " in printed
+
+
+def test_the_measures_in_the_help_are_those_that_there_are():
+    assert list(options.MEASURES) == list(measures.MEASURES)
+    assert options.chosen("all") == tuple(measures.MEASURES)
+    assert options.chosen("growth,train") == ("train", "growth")
+    assert options.chosen("") == options.BY_DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -64,12 +155,175 @@ def test_all_is_measured_and_written(tmp_path, capsys):
     [
         ("--what=tain", 'can\'t be measured; did you mean "train"?'),
         ("--rounds=0", "--rounds=0 measures nothing; use at least 1"),
+        ("--growth_batch=0", "--growth_batch=0 measures nothing; use at least 1"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(capsys, flag, says):
-    with pytest.raises(SystemExit) as end:
-        main(["benchmark", *TINY, flag])
-    assert end.value.code == 2 and says in capsys.readouterr().err
+    status, printed = benchmark(capsys, flag)
+    assert status == 2 and says in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3350e9),
+        ("NVIDIA H100 PCIe", 2000e9),
+        ("Tesla P100-PCIE-16GB", 732e9),
+        ("Tesla T4", 320e9),
+        ("NVIDIA L4", 300e9),
+        ("NVIDIA A100-SXM4-80GB", 2039e9),
+        ("NVIDIA GeForce RTX 4090", 1008e9),
+        ("NVIDIA H200 NVL", 4800e9),
+        ("NVIDIA B200", 7700e9),
+    ],
+)
+def test_a_chip_is_found_by_the_name_of_its_driver(kind, bandwidth):
+    peak = peaks.find_peak(kind)
+    assert peak is not None and peak.bandwidth == bandwidth
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "Radeon"])
+def test_a_chip_that_is_not_known_gets_no_share(kind):
+    assert peaks.find_peak(kind) is None
+    shares = peaks.fractions(1e12, 1e9, 1.0, None)
+    assert set(shares.values()) == {None} and peaks.describe(shares).count("n/a") == 3
+
+
+def test_shares_of_the_peak_are_of_all_devices():
+    shares = peaks.fractions(200e12, None, 2.0, peaks.Peak(100e12, 50e12, 1e12), devices=2)
+    assert shares == {"of_bfloat16_peak": 0.5, "of_float32_peak": 1.0, "of_bandwidth": None}
+    old = peaks.fractions(1e12, 1e11, 1.0, peaks.find_peak("Tesla P100-PCIE-16GB"))
+    assert old["of_bfloat16_peak"] is None and old["of_float32_peak"] == pytest.approx(1 / 9.3)
+
+
+def test_the_memory_of_a_process_is_not_its_parents_and_has_no_jax():
+    # What getrusage tells of a process begins with what the one that started it had.
+    code = (
+        "import subprocess, sys\n"
+        "ballast = bytearray(b'x') * (400 << 20)\n"
+        "code = 'import sys; from jaxseg.benchmark.resident import peak_resident as peak; '\n"
+        "code += 'print(peak(), \"jax\" in sys.modules)'\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, has_jax = done.stdout.split()
+    assert 1 << 20 < int(peak) < 200 << 20 and has_jax == "False"
+
+
+def test_memory_is_measured_in_processes_of_their_own(run):
+    pytest.importorskip("torch")
+    result = measure_memory(run, options.Options(("memory",), against_torch=True))
+    ours, theirs = result.figures["jaxseg"], result.figures["torch"]
+    assert ours["of"] == "process" and ours["xla_temp_bytes"] > 0
+    assert result.figures["ratio"] == pytest.approx(ours["peak_bytes"] / theirs["peak_bytes"])
+    for side in (ours, theirs):
+        assert 1 << 26 < side["start_bytes"] < side["peak_bytes"]
+    assert f"ours over PyTorch's {result.figures['ratio']:.2f}" in result.lines[0]
+
+
+def test_a_pair_of_processes_shares_an_empty_cache(run, monkeypatch):
+    caches, times = [], iter([(1.0, 9.0), (1.0, 2.0), (2.0, 8.0), (1.0, 1.0)])
+
+    def ask(module, arguments, changes):
+        caches.append(changes["JAX_COMPILATION_CACHE_DIR"])
+        return dict(zip(("trace_s", "compile_s"), next(times), strict=True))
+
+    monkeypatch.setattr(children, "ask", ask)
+    result = measure_compile(run, options.Options(("compile",), rounds=2))
+    assert caches[0] == caches[1] != caches[2] == caches[3]
+    assert result.figures["cold"]["rounds_s"] == [10.0, 10.0]
+    assert result.figures["from_cache"]["median_s"] == 2.5
+    assert result.lines[1].startswith("compile, from cache ")
+
+
+def test_the_train_step_is_compiled_and_timed(run):
+    found = child.measure_compile(run.experiment)
+    assert found["compile_s"] > 0 and found["trace_s"] > 0
+
+
+def test_the_words_of_a_process_that_fails_are_told():
+    with pytest.raises(UserError, match=r"No module named jaxseg\.nothing"):
+        children.ask("jaxseg.nothing", [], {})
+
+
+FAKE_MAIN = """
+import pathlib, sys, time
+flags = dict(a.partition("=")[::2] for a in sys.argv[1:])
+if "--help" in flags or "prepare" in flags:
+    sys.exit()
+if {fails}:
+    sys.exit("no such data")
+time.sleep(0.1)
+place = pathlib.Path(flags["--workdir"])
+place.mkdir()
+(place / "metrics.jsonl").write_text("{{}}")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_start_is_timed_to_the_first_step_and_ended(tmp_path, monkeypatch, fails):
+    fake = tmp_path / "fake.py"
+    fake.write_text(FAKE_MAIN.format(fails=fails))
+    monkeypatch.setattr(startup, "_MAIN", [sys.executable, str(fake)])
+    if fails:
+        with pytest.raises(UserError, match="before its first step: no such data"):
+            startup.measure_startup(None, options.Options(("startup",), rounds=1))
+        return
+    result = startup.measure_startup(None, options.Options(("startup",), rounds=2))
+    assert len(result.lines) == 3 and len(result.figures["help"]["rounds_s"]) == 2
+    for name in ("first_step_cold", "first_step_warm"):
+        assert 0.1 < result.figures[name]["min_s"] < 60
+
+
+def test_growth_has_time_and_memory_of_every_point(run, monkeypatch, tmp_path):
+    series = [
+        growth.Series("image size", "pixels", [growth.Point(16, 2, 4), growth.Point(32, 2, 4)]),
+        growth.Series("classes, Lovász", "classes", [growth.Point(16, 2, 4, work="lovasz")]),
+        growth.Series("occlusion", "pixels", [growth.Point(16, 2, 4, work="occlusion regions")]),
+    ]
+    monkeypatch.setattr(growth, "all_series", lambda base: series)
+    grown = growth.measure_growth(run, options.Options(("growth",), rounds=1))
+    for table in grown.figures["series"]:
+        for point in table["points"]:
+            assert point["memory"] > 0 and point["images_per_s"] == point["batch"] / point["seconds"]
+    # Four times the pixels; the parameters are few.
+    assert 0.6 < grown.figures["series"][0]["exponents"]["memory"] < 1.1
+    assert max(map(len, grown.lines)) <= 110
+    draw_growth(grown.figures["series"], tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_left_out_is_said(run, monkeypatch):
+    late = growth.measure_growth(run, options.Options(("growth",), budget=-1.0))
+    assert any("left out: --budget=-1 was used up" in line for line in late.lines)
+    monkeypatch.setattr(growth, "available", lambda device: 1000)
+    cost = growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))
+    assert cost.seconds is None and "0.00 MiB are free" in cost.left_out
+
+
+def test_the_smallest_points_are_taken_first(run, monkeypatch):
+    taken = []
+    monkeypatch.setattr(growth, "_cost", lambda experiment, point, _: taken.append(point) or growth.Cost(1.0))
+    growth.measure_growth(run, options.Options(()))
+    efforts = [point.effort for point in taken]
+    assert efforts == sorted(efforts) and len(taken) == len(set(taken))
+    assert {point.size for point in taken} == {128, 256, 512, 1024}
+    assert {point.classes for point in taken} == {7, 19, 50, 150}
+
+
+def test_more_than_linear_growth_is_flagged():
+    base = growth.Point(128, 2, 16)
+    points = [growth.dataclasses.replace(base, size=size) for size in (128, 256, 512)]
+    costs = {p: growth.Cost(seconds=p.pixels**1.5, memory=p.pixels) for p in points}
+    costs[points[2]] = growth.Cost(memory=points[2].pixels, left_out="no time")
+    table = growth._figures(growth.Series("image size", "pixels", points), costs)
+    assert table["exponents"] == {"time": pytest.approx(1.5), "memory": pytest.approx(1.0)}
+    assert table["worse_than_linear"] == ["time"]
+    assert "<- time: worse than linear" in growth._lines(table)[1]
+    allowed = growth._figures(growth.Series("width", "pixels", points, linear=False), costs)
+    assert allowed["worse_than_linear"] == []
+    assert growth.exponent([1.0, 2.0], [3.0, None]) is None
 
 
 @pytest.fixture(scope="module")

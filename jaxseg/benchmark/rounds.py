@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from tqdm import tqdm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,31 +37,33 @@ def in_turns(
     *,
     rounds: int,
     at_least_s: float,
-    watch: Callable[[Iterator[int]], Iterator[int]] = iter,
+    title: str = "",
+    done: Callable[[Any], object] = lambda last: None,
 ) -> dict[str, Times]:
-    """Times of each side: a function that does its work once and returns when it is done.
+    """Times of each side: a function that does its work once.
 
     Each is called once before (which compiles it). In a round each is called until `at_least_s` have passed,
     once at least, and the mean is the round's figure; every other round takes them in the reverse order.
-    `watch` goes over the rounds, for a progress bar.
+    A round ends with `done(what the last call gave)`, which waits for work that goes on behind a call.
+    `title` is the progress bar's.
     """
     for work in sides.values():
-        work()
+        done(work())
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for number in watch(iter(range(rounds))):
+    for number in tqdm(range(rounds), desc=title, unit=" rounds", disable=None, leave=False):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            found[name].append(_mean_time(sides[name], at_least_s))
+            found[name].append(_mean_time(sides[name], at_least_s, done))
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
 
-def _mean_time(work: Callable[[], object], at_least_s: float) -> float:
+def _mean_time(work: Callable[[], object], at_least_s: float, done: Callable[[Any], object]) -> float:
     calls, start = 0, time.perf_counter()
     while True:
-        work()
+        last = work()
         calls += 1
-        passed = time.perf_counter() - start
-        if passed >= at_least_s:
-            return passed / calls
+        if time.perf_counter() - start >= at_least_s:
+            done(last)
+            return (time.perf_counter() - start) / calls
 
 
 def ratio(theirs: Times, ours: Times) -> tuple[float, float, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jaxseg.experiment import Experiment, Run
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, TrainState
 
 Work = Callable[[], object]
+
+NUM_CLASSES = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +27,13 @@ class Inputs:
     """int32."""
 
 
-def build_run(experiment: Experiment, num_classes: int) -> Run:
+def build_run(experiment: Experiment, num_classes: int = NUM_CLASSES) -> Run:
     """The run of an experiment for classes that are only counted, without data."""
     names = tuple(f"class {c}" for c in range(num_classes))
+    region = experiment.dataset.region_class
+    if region:
+        # One of them has the regions that a recipe's augmentation may cover.
+        names = (*names[:-1], region)
     classes = ClassTable(names, ((0, 0, 0),) * num_classes)
     # As many images as any batch and any warm-up take.
     return experiment.build(classes, (1,) * num_classes, train_images=1 << 24)
@@ -42,33 +48,8 @@ def random_inputs(run: Run) -> Inputs:
     return Inputs(draw.random((*shape, 3), np.float32), label)
 
 
-def train_work(run: Run, inputs: Inputs) -> Work:
-    """One train step a call, on a batch that lies on the device already."""
-    state, batch = run.init_state(), _on_device(run, inputs)
-
-    def work() -> None:
-        nonlocal state
-        state, out = run.train_step(state, batch)
-        jax.block_until_ready((state, out))
-
-    return work
-
-
-def forward_work(run: Run, inputs: Inputs) -> Work:
-    """Logits of the batch a call, with running statistics."""
-    state, image = run.init_state(), _on_device(run, inputs).image
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = jax.jit(lambda variables, image: run.model.apply(variables, image, train=False))
-    return lambda: jax.block_until_ready(forward(variables, image))
-
-
-def evaluate_work(run: Run, inputs: Inputs) -> Work:
-    """Losses and confusion matrices of the batch a call, fetched."""
-    state, batch = run.init_state(), _on_device(run, inputs)
-    return lambda: jax.tree.map(np.asarray, run.eval_step(state, batch))
-
-
-def _on_device(run: Run, inputs: Inputs) -> Batch:
+def on_device(run: Run, inputs: Inputs) -> Batch:
+    """The batch that a step takes."""
     label = inputs.label_bhw
     arrays: dict[str, Any] = {"image": inputs.image_bhwc, "label": label}
     ids = np.arange(len(label), dtype=np.int32)
@@ -76,45 +57,96 @@ def _on_device(run: Run, inputs: Inputs) -> Batch:
     return jax.block_until_ready(run.experiment.parallel.place_batch(batch))
 
 
-def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
-    """The same of the PyTorch twin with our parameters, at its best settings: "train" and "forward".
+def train_work(run: Run, state: TrainState, batches: Iterator[Batch]) -> Work:
+    """One train step a call, on the next batch; donates the state.
 
-    channels_last, fused Adam; on a GPU torch.compile, and autocast where the run computes in bfloat16.
+    As in training the devices go on while the host looks at the loss of the step before: what a call gives
+    is to be waited for at the end.
     """
-    import torch
+    before: jax.Array | None = None
 
+    def work() -> TrainState:
+        nonlocal state, before
+        batch = next(batches)
+        state, out = run.train_step(state, batch)
+        if before is not None:
+            float(before)
+        before = out.loss
+        return state
+
+    return work
+
+
+def forward_function(run: Run) -> Any:
+    """The jitted forward pass, with running statistics."""
+    return jax.jit(lambda variables, image: run.model.apply(variables, image, train=False))
+
+
+def forward_work(forward: Any, state: TrainState, batch: Batch) -> Work:
+    """Logits of the batch a call."""
+    return lambda: jax.block_until_ready(forward(_variables(state), batch.image))
+
+
+def evaluate_work(run: Run, state: TrainState, batch: Batch) -> Work:
+    """Losses and confusion matrices of the batch a call, fetched."""
+    return lambda: jax.tree.map(np.asarray, run.eval_step(state, batch))
+
+
+class Cost(NamedTuple):
+    """Of a step on all devices, as XLA tells; None where it does not."""
+
+    flops: float | None
+    accessed: float | None
+    """Bytes read and written by the compiled step. Of calls into libraries XLA may count none."""
+
+
+def train_cost(run: Run, state: TrainState, batch: Batch) -> Cost:
+    """Of a train step; compiles it, as its first call would."""
+    place = run.experiment.parallel
+    compiled = place.compiled(run.train_step, state, batch)
+    return Cost(run.step_cost(state).flops, _told(compiled, "bytes accessed", len(place.devices)))
+
+
+def forward_cost(run: Run, forward: Any, state: TrainState, batch: Batch) -> Cost:
+    """Of a forward pass; compiles it, as its first call would."""
+    lowered = forward.lower(_variables(state), batch.image)
+    devices = len(run.experiment.parallel.devices)
+    return Cost(_told(lowered, "flops", 1), _told(lowered.compile(), "bytes accessed", devices))
+
+
+def _variables(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _told(stage: Any, key: str, times: int) -> float | None:
+    # What a backend gives, or raises, is its own affair.
+    try:
+        cost = stage.cost_analysis()
+        value = float((cost[0] if isinstance(cost, list) else cost)[key])
+    except Exception:
+        return None
+    return value * times if value > 0 else None
+
+
+def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
+    """The same of the PyTorch twin with our parameters: "train" and "forward"."""
     from jaxseg.benchmark import twin
 
     section = run.experiment.config.model
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     net = twin.UNet(len(run.classes.names), width=section.width, depth=section.depth)
-    twin.copy_variables({"params": state.params, "batch_stats": state.batch_stats}, net)
-    # PyTorch documents `memory_format` for modules; its type overloads lack it.
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.from_numpy(np.ascontiguousarray(inputs.image_bhwc.transpose(0, 3, 1, 2)))
-    image = image.to(device, memory_format=torch.channels_last)
-    label = torch.from_numpy(inputs.label_bhw.astype(np.int64)).to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-    model = torch.compile(net) if device == "cuda" else net
-    cast = torch.autocast(device, torch.bfloat16, enabled=section.dtype == "bfloat16")
+    twin.copy_variables(_variables(state), net)
+    return {
+        **twin.make_works(
+            net,
+            inputs.image_bhwc,
+            inputs.label_bhw,
+            device=torch_device(run.experiment),
+            bfloat16=section.dtype == "bfloat16",
+            void=IGNORE_LABEL,
+        )
+    }
 
-    def done() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    def train() -> None:
-        net.train()
-        optimizer.zero_grad(set_to_none=True)
-        with cast:
-            logits = model(image)
-        torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=IGNORE_LABEL).backward()
-        optimizer.step()
-        done()
-
-    def forward() -> None:
-        net.eval()
-        with torch.inference_mode(), cast:
-            model(image)
-        done()
-
-    return {"train": train, "forward": forward}
+def torch_device(experiment: Experiment) -> str:
+    """PyTorch's name for the kind of device that we run on."""
+    return "cuda" if experiment.parallel.devices[0].platform == "gpu" else "cpu"

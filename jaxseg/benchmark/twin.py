@@ -1,17 +1,22 @@
 """The same UNet in plain PyTorch, to be measured against and held equal to; nothing else uses it.
 
 Written as a PyTorch user would: modules of `torch.nn`, channels_last, fused Adam. `copy_variables` brings our
-parameters over, so that both sides compute the same numbers.
+parameters over, so that both sides compute the same numbers. Imports no jax: as a process of its own
+(`python -m jaxseg.benchmark.twin`) it shows the memory that PyTorch alone takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from jaxseg.benchmark.resident import peak_resident, resident
 
 
 class DoubleConv(nn.Sequential):
@@ -56,6 +61,45 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+def make_works(
+    net: UNet, image_bhwc: np.ndarray, label_bhw: np.ndarray, *, device: str, bfloat16: bool, void: int
+) -> dict[str, Callable[[], None]]:
+    """A step on the batch, "train" or "forward", each done when it returns.
+
+    At PyTorch's best settings: channels_last, fused Adam; on a GPU ("cuda") torch.compile; autocast for
+    `bfloat16`. void: the label that is not trained on.
+    """
+    # PyTorch documents `memory_format` for modules; its type overloads lack it.
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.from_numpy(np.ascontiguousarray(image_bhwc.transpose(0, 3, 1, 2)))
+    image = image.to(device, memory_format=torch.channels_last)
+    label = torch.from_numpy(label_bhw.astype(np.int64)).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    model = torch.compile(net) if device == "cuda" else net
+    cast = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
+
+    def done() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def train() -> None:
+        net.train()
+        optimizer.zero_grad(set_to_none=True)
+        with cast:
+            logits = model(image)
+        torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=void).backward()
+        optimizer.step()
+        done()
+
+    def forward() -> None:
+        net.eval()
+        with torch.inference_mode(), cast:
+            model(image)
+        done()
+
+    return {"train": train, "forward": forward}
+
+
 def copy_variables(variables: Mapping[str, Any], twin: UNet) -> None:
     """Writes our `params` and `batch_stats` (NumPy or jax arrays) into the twin."""
     params, stats = variables["params"], variables["batch_stats"]
@@ -83,3 +127,23 @@ def _convolution(module: Any, params: Mapping[str, Any], axes: tuple[int, ...]) 
 def _write(tensor: Any, values: Any) -> None:
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(np.array(values)))
+
+
+def _main(facts: Mapping[str, Any]) -> None:
+    """Prints the peak memory of train steps: see `memory`, which gives the facts."""
+    at_start = resident()
+    draw = np.random.default_rng(0)
+    shape = tuple(facts["shape_bhw"])
+    image, label = draw.random((*shape, 3), np.float32), draw.integers(0, facts["classes"], shape)
+    net = UNet(facts["classes"], width=facts["width"], depth=facts["depth"])
+    device = facts["device"]
+    works = make_works(net, image, label, device=device, bfloat16=facts["bfloat16"], void=facts["void"])
+    for _ in range(facts["steps"]):
+        works["train"]()
+    on_gpu = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident()
+    print(json.dumps({"peak_bytes": peak, "start_bytes": 0 if on_gpu else at_start}))
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""Seconds until the train step is compiled: with an empty persistent cache, and from that cache."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxseg.benchmark import children
+from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.table import Result, row
+from jaxseg.errors import UsageError
+from jaxseg.experiment import Run, write_config
+
+
+def measure_compile(run: Run, options: Options) -> Result:
+    """Processes in pairs, the second of which finds what the first has compiled."""
+    if run.experiment.parallel.mode == "pmap":
+        raise UsageError("--what=compile can't see parallel.mode=pmap compile; use jit or sharded")
+    found: dict[str, list[dict[str, Any]]] = {"cold": [], "from_cache": []}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="jaxseg-") as folder:
+            write_config(run.experiment.config, Path(folder))
+            changes: dict[str, str | None] = {
+                "JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            for rounds in found.values():
+                rounds.append(children.ask("jaxseg.benchmark.child", ["compile", folder], changes))
+    figures = {name: _summed(rounds) for name, rounds in found.items()}
+    lines = [
+        row(
+            f"compile, {name.replace('_', ' ')}",
+            f"{figure['median_s']:.2f} s",
+            "",
+            f"{figure['trace_s']:.2f} s of it to trace ({figure['min_s']:.2f} to {figure['max_s']:.2f})",
+        )
+        for name, figure in figures.items()
+    ]
+    return Result(figures, lines)
+
+
+def _summed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    totals = [found["trace_s"] + found["compile_s"] for found in rounds]
+    return {
+        "median_s": statistics.median(totals),
+        "min_s": min(totals),
+        "max_s": max(totals),
+        "trace_s": statistics.median(found["trace_s"] for found in rounds),
+        "compile_s": statistics.median(found["compile_s"] for found in rounds),
+        "rounds_s": totals,
+    }

@@ -1,0 +1,93 @@
+"""The command: what is asked for is measured, one after the other, printed as a table and written as JSON.
+
+Each figure is a median of rounds in which all sides take turns, of random images, or of generated ones where
+they are read; no data is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxseg.benchmark import sides
+from jaxseg.benchmark.augmenting import measure_augment
+from jaxseg.benchmark.compiling import measure_compile
+from jaxseg.benchmark.growth import measure_growth
+from jaxseg.benchmark.growth_plot import draw_growth
+from jaxseg.benchmark.loading import measure_input
+from jaxseg.benchmark.memory import measure_memory
+from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.startup import measure_startup
+from jaxseg.benchmark.steps import measure_evaluate, measure_forward, measure_train
+from jaxseg.benchmark.table import Result, row
+from jaxseg.experiment import Experiment, Run
+from jaxseg.files import write_json
+
+MEASURES: dict[str, Callable[[Run, Options], Result]] = {
+    "train": measure_train,
+    "forward": measure_forward,
+    "evaluate": measure_evaluate,
+    "input": measure_input,
+    "augment": measure_augment,
+    "memory": measure_memory,
+    "compile": measure_compile,
+    "startup": measure_startup,
+    "growth": measure_growth,
+}
+
+
+def benchmark(experiment: Experiment, options: Options, output: Path | None) -> None:
+    """Measures and prints; writes all figures to `output` as JSON, after each measure."""
+    run = sides.build_run(experiment)
+    results: dict[str, Any] = {"machine": machine(experiment), "model": describe(experiment)}
+    print("\n".join(f"{key:<9} {value}" for key, value in results["machine"].items()))
+    print(f"{'model':<9} {results['model']}\n\n{row('', 'time', 'images/s')}", flush=True)
+    for name in options.what:
+        result = MEASURES[name](run, options)
+        results[name] = result.figures
+        print("\n".join(result.lines), flush=True)
+        if output is not None:
+            write_json(output, results)
+    if output is not None:
+        print("\n".join(["", f"Written: {output}", *_pictures(results, output)]))
+
+
+def _pictures(results: Mapping[str, Any], output: Path) -> list[str]:
+    """Draws what is better seen, beside `output`; a line for each."""
+    if "growth" not in results:
+        return []
+    picture = output.with_name(f"{output.stem}_growth.png")
+    draw_growth(results["growth"]["series"], picture)
+    return [f"Drawn: {picture}"]
+
+
+def machine(experiment: Experiment) -> dict[str, str]:
+    """What the figures depend on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "machine": f"{_processor()}, {cores} cores, {platform.system()}",
+        "devices": experiment.parallel.describe(),
+        "versions": f"python {platform.python_version()}, jax {jax.__version__}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe(experiment: Experiment) -> str:
+    """The model and the batch, in a line."""
+    height, width = experiment.dataset.image_size
+    model = experiment.config.model
+    return (
+        f"width {model.width}, depth {model.depth}, {model.dtype}, {height}x{width}, "
+        f"batch {experiment.train.batch_size}, {sides.NUM_CLASSES} classes"
+    )

@@ -1,0 +1,89 @@
+"""Train step, forward pass and evaluation, on batches that lie on the devices already."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+
+from jaxseg.benchmark import sides
+from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.peaks import describe, find_peak, fractions
+from jaxseg.benchmark.rounds import Times, in_turns, ratio
+from jaxseg.benchmark.table import Result, milliseconds, rate, row
+from jaxseg.experiment import Run
+
+
+def measure_train(run: Run, options: Options) -> Result:
+    """Train steps, ours and PyTorch's."""
+    inputs, state = sides.random_inputs(run), run.init_state()
+    batch = sides.on_device(run, inputs)
+    works: dict[str, sides.Work] = {}
+    if options.against_torch:
+        works["torch"] = sides.torch_works(run, state, inputs)["train"]
+    cost = sides.train_cost(run, state, batch)
+    works = {"jaxseg": sides.train_work(run, state, itertools.repeat(batch)), **works}
+    return _with_cost(run, _timed("train step", works, run, options), cost)
+
+
+def measure_forward(run: Run, options: Options) -> Result:
+    """Forward passes, ours and PyTorch's."""
+    inputs, state = sides.random_inputs(run), run.init_state()
+    batch, forward = sides.on_device(run, inputs), sides.forward_function(run)
+    cost = sides.forward_cost(run, forward, state, batch)
+    works = {"jaxseg": sides.forward_work(forward, state, batch)}
+    if options.against_torch:
+        works["torch"] = sides.torch_works(run, state, inputs)["forward"]
+    return _with_cost(run, _timed("forward", works, run, options), cost)
+
+
+def measure_evaluate(run: Run, options: Options) -> Result:
+    """Evaluation steps, with the forward pass that is the most of them."""
+    inputs, state = sides.random_inputs(run), run.init_state()
+    batch = sides.on_device(run, inputs)
+    works = {
+        "jaxseg": sides.evaluate_work(run, state, batch),
+        "forward": sides.forward_work(sides.forward_function(run), state, batch),
+    }
+    return _timed("evaluation", works, run, options)
+
+
+def _timed(title: str, works: dict[str, sides.Work], run: Run, options: Options) -> Result:
+    times = in_turns(
+        works,
+        rounds=options.rounds,
+        at_least_s=options.seconds,
+        title=title,
+        done=jax.block_until_ready,
+    )
+    images = run.experiment.train.batch_size
+    figures: dict[str, Any] = {
+        name: {**side.to_json(), "images_per_s": images / side.median} for name, side in times.items()
+    }
+    others = [name for name in times if name != "jaxseg"]
+    note = ""
+    if others:
+        middle, least, most = ratio(times[others[0]], times["jaxseg"])
+        figures |= {"ratio": middle, "ratio_min": least, "ratio_max": most}
+        note = f"{others[0]}'s time over ours {middle:.2f} ({least:.2f} to {most:.2f})"
+    lines = [_line(title, times["jaxseg"], images, note)]
+    return Result(figures, lines + [_line(f"  {name}", times[name], images, "") for name in others])
+
+
+def _line(name: str, side: Times, images: int, note: str) -> str:
+    return row(name, milliseconds(side.median), rate(images / side.median), note)
+
+
+def _with_cost(run: Run, result: Result, cost: sides.Cost) -> Result:
+    """And what XLA counts in a step, as shares of what the devices can do; a line of it for a GPU."""
+    devices = run.experiment.parallel.devices
+    kind, seconds = devices[0].device_kind, result.figures["jaxseg"]["median_s"]
+    peak = find_peak(kind)
+    shares = fractions(cost.flops, cost.accessed, seconds, peak, len(devices))
+    figures = {**result.figures, "flops": cost.flops, "bytes_accessed": cost.accessed, **shares}
+    lines = list(result.lines)
+    if devices[0].platform != "cpu":
+        text = describe(shares) if peak else f"the peaks of {kind} are not known: n/a"
+        lines.append(f"  {text}")
+    return Result(figures, lines)
