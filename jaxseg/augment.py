@@ -15,12 +15,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
 from jaxseg.errors import UsageError
 from jaxseg.types import IGNORE_LABEL, Batch
 
 # Stream numbers. Append, never renumber: a run's augmentation depends on them.
 _FLIP, _SCALE, _COLOUR, _BOXES, _REGIONS, _NOISE = range(6)
+
+_NOISE_FLOOR = 1e-6
+"""The quantile function of the normal distribution has no value at 0."""
+
+_TILE = 16
+"""Pixels to a side in which noise is drawn on a CPU."""
 
 _FLOAT32 = jax.lax.Precision.HIGHEST
 """Of products: an accelerator's default rounds float32 to TF32 or bfloat16."""
@@ -131,8 +138,12 @@ def make_augment(config: Augmentation) -> Callable[..., Batch]:
     def augment(
         image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array, example_id: jax.Array
     ) -> Batch:
+        keys = jax.random.wrap_key_data(key)
         one = jax.vmap(lambda *example: _one(config, *example))
-        image, label, occlusion = one(image, label, boxes, jax.random.wrap_key_data(key))
+        image, label, boxes, occlusion = one(image, label, boxes, keys)
+        if config.regions.probability:
+            image, covered = _occlude_regions(image, boxes, keys, config.regions)
+            occlusion |= covered
         return Batch(image=image, label=label, occlusion=occlusion, example_id=example_id)
 
     return augment
@@ -140,36 +151,51 @@ def make_augment(config: Augmentation) -> Callable[..., Batch]:
 
 def _one(
     config: Augmentation, image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One example: geometry, colour, then occlusion, so that a box is never resampled or tinted."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One example: geometry, colour, then occlusion, so that a box is never resampled or tinted.
+
+    Gives image, label, moved boxes and what is covered; the regions are covered by the batch.
+    """
     image = image.astype(jnp.float32) / 255.0
     label = label.astype(jnp.int32)
-    if config.flip or config.scale_crop != (1.0, 1.0):
-        image, label, boxes = _move(config, image, label, boxes, key)
+    if config.scale_crop != (1.0, 1.0):
+        image, label, boxes = _zoom(image, label, boxes, jax.random.fold_in(key, _SCALE), config.scale_crop)
+    if config.flip:
+        flipped = jax.random.bernoulli(jax.random.fold_in(key, _FLIP), config.flip)
+        image, label, boxes = _flip(image, label, boxes, flipped)
     if config.colour:
         image = _jitter(image, jax.random.fold_in(key, _COLOUR), config.colour)
     occlusion = jnp.zeros(label.shape, bool)
     if config.boxes.probability:
-        image, covered = _random_boxes(image, jax.random.fold_in(key, _BOXES), config.boxes)
-        occlusion |= covered
-    if config.regions.probability:
-        image, covered = _occlude_regions(image, boxes, key, config.regions)
-        occlusion |= covered
-    return image, label, occlusion
+        image, occlusion = _random_boxes(image, jax.random.fold_in(key, _BOXES), config.boxes)
+    return image, label, boxes, occlusion
 
 
-def _move(
-    config: Augmentation, image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array
+def _flip(
+    image: jax.Array, label: jax.Array, boxes: jax.Array, flipped: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flip, zoom and crop in one resampling: bilinear for the image, nearest for the label.
+    """Left to right where `flipped` says so; unused boxes stay zeros."""
+    top, left, bottom, right = boxes.T
+    width = jnp.where(right > left, label.shape[1], 0)
+    mirrored = jnp.stack([top, width - right, bottom, width - left], axis=1)
+    return (
+        jnp.where(flipped, image[:, ::-1], image),
+        jnp.where(flipped, label[:, ::-1], label),
+        jnp.where(flipped & (width > 0)[:, None], mirrored, boxes),
+    )
+
+
+def _zoom(
+    image: jax.Array, label: jax.Array, boxes: jax.Array, key: jax.Array, zooms: tuple[float, float]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Zoom and crop in one resampling: bilinear for the image, nearest for the label.
 
     The map is separable, so the image is two small matmuls (rows, then columns) instead of a gather of
-    four neighbours a pixel, and the flip costs nothing.
+    four neighbours a pixel.
     """
     h, w = label.shape
-    flipped = jax.random.bernoulli(jax.random.fold_in(key, _FLIP), config.flip)
-    zoom_key, row_key, col_key = jax.random.split(jax.random.fold_in(key, _SCALE), 3)
-    low, high = (float(np.log(s)) for s in config.scale_crop)
+    zoom_key, row_key, col_key = jax.random.split(key, 3)
+    low, high = (float(np.log(s)) for s in zooms)
     zoom = jnp.exp(jax.random.uniform(zoom_key, (), minval=low, maxval=high))
     # In source pixels: where the window's first edge lies. Negative where the window is the larger one.
     top = jax.random.uniform(row_key) * (h - h / zoom)
@@ -177,7 +203,6 @@ def _move(
 
     rows = top + (jnp.arange(h) + 0.5) / zoom
     cols = left + (jnp.arange(w) + 0.5) / zoom
-    cols = jnp.where(flipped, cols[::-1], cols)
     image = jnp.einsum("yh,hwc->ywc", _bilinear(rows, h), image, precision=_FLOAT32)
     image = jnp.einsum("xw,ywc->yxc", _bilinear(cols, w), image, precision=_FLOAT32)
 
@@ -190,7 +215,6 @@ def _move(
 
     edges = boxes.astype(jnp.float32)
     y0, x0, y1, x1 = ((edges[:, i] - o) * zoom for i, o in enumerate((top, left, top, left)))
-    x0, x1 = jnp.where(flipped, w - x1, x0), jnp.where(flipped, w - x0, x1)
     moved_boxes = jnp.stack(
         [jnp.clip(y0, 0, h), jnp.clip(x0, 0, w), jnp.clip(y1, 0, h), jnp.clip(x1, 0, w)], 1
     )
@@ -234,28 +258,104 @@ def _random_boxes(image: jax.Array, key: jax.Array, config: Boxes) -> tuple[jax.
 
 
 def _occlude_regions(
-    image: jax.Array, boxes: jax.Array, key: jax.Array, config: Regions
+    image_bhwc: jax.Array, boxes_bk4: jax.Array, key_b: jax.Array, config: Regions
 ) -> tuple[jax.Array, jax.Array]:
-    h, w = image.shape[:2]
-    pick_key, draw_key = jax.random.split(jax.random.fold_in(key, _REGIONS))
+    """A batch with noise over its regions, and what is covered [B, H, W]."""
+    draw = jax.vmap(lambda boxes, key: _draw_regions(boxes, jax.random.fold_in(key, _REGIONS), config))
+    inner, is_grey = draw(boxes_bk4, key_b)
+    noise_key = jax.vmap(lambda key: jax.random.fold_in(key, _NOISE))(key_b)
+    # The same numbers either way. A GPU draws a frame faster than it asks how large the boxes are.
+    image_bhwc = jax.lax.platform_dependent(
+        image_bhwc, inner, is_grey, noise_key, cpu=fill_tiles, default=fill_frames
+    )
+    h, w = image_bhwc.shape[1:3]
+    covered = jax.vmap(lambda boxes: _masks(boxes, (h, w)).any(axis=0))(inner)
+    return image_bhwc, covered
+
+
+def _draw_regions(boxes: jax.Array, key: jax.Array, config: Regions) -> tuple[jax.Array, jax.Array]:
+    """Of one image: the boxes [K, 4] that are covered, empty where none is, and which of them are grey."""
+    pick_key, draw_key = jax.random.split(key)
     visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     # A random order with the unused rows last: the first `count` are the regions drawn.
     lot = jnp.where(visible, jax.random.uniform(pick_key, visible.shape), 2.0)
     picked = jnp.argsort(lot)[: config.count]
     inner, chosen, grey_draw = _draw_boxes(boxes[picked], draw_key, config)
-    chosen &= visible[picked]
-    masks = _masks(inner, (h, w)) & chosen[:, None, None]
-    covered = masks.any(axis=0)
-    # Where two boxes overlap, the later one is on top.
-    grey = (grey_draw < config.grey)[:, None, None]
-    is_grey = jnp.zeros((h, w), bool)
-    for i in range(masks.shape[0]):
-        is_grey = jnp.where(masks[i], grey[i], is_grey)
-    uniform = jax.random.uniform(jax.random.fold_in(key, _NOISE), image.shape, minval=1e-6, maxval=1.0)
-    # One draw serves both fills: the normal one through its quantile function.
+    return jnp.where((chosen & visible[picked])[:, None], inner, 0), grey_draw < config.grey
+
+
+def fill_frames(
+    image_bhwc: jax.Array, boxes_bk4: jax.Array, is_grey_bk: jax.Array, key_b: jax.Array
+) -> jax.Array:
+    """Noise in the boxes, drawn for whole frames; where two overlap, the later one is on top."""
+
+    def fill(image: jax.Array, boxes: jax.Array, is_grey: jax.Array, key: jax.Array) -> jax.Array:
+        h, w = image.shape[:2]
+        uniform = jax.random.uniform(key, image.shape, minval=_NOISE_FLOOR, maxval=1.0)
+        for mask, grey in zip(_masks(boxes, (h, w)), is_grey, strict=True):
+            image = jnp.where(mask[..., None], _filling(uniform, grey), image)
+        return image
+
+    return jax.vmap(fill)(image_bhwc, boxes_bk4, is_grey_bk, key_b)
+
+
+def fill_tiles(
+    image_bhwc: jax.Array, boxes_bk4: jax.Array, is_grey_bk: jax.Array, key_b: jax.Array
+) -> jax.Array:
+    """The same as `fill_frames`, with noise drawn where there is a box: a tile of each image at a time."""
+    h, w = image_bhwc.shape[1:3]
+    tile = min(_TILE, h), min(_TILE, w)
+    across = -(-(boxes_bk4[..., 2:] - boxes_bk4[..., :2]) // jnp.array([[tile]]))
+    ends_bk = jnp.cumsum(across.prod(axis=-1), axis=1)
+
+    def fill(
+        number: jax.Array,
+        image: jax.Array,
+        boxes: jax.Array,
+        is_grey: jax.Array,
+        across: jax.Array,
+        ends: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        k = jnp.minimum((number >= ends).sum(), len(ends) - 1)
+        down, right = jnp.divmod(number - ends[k] + across[k].prod(), jnp.maximum(across[k, 1], 1))
+        y = jnp.clip(boxes[k, 0] + down * tile[0], 0, h - tile[0])
+        x = jnp.clip(boxes[k, 1] + right * tile[1], 0, w - tile[1])
+        rows, cols = y + jnp.arange(tile[0]), x + jnp.arange(tile[1])
+        old = jax.lax.dynamic_slice(image, (y, x, 0), (*tile, 3))
+        new = _filling(_uniform_at(key, rows, cols, w), is_grey[k])
+        in_rows = (rows >= boxes[k, 0]) & (rows < boxes[k, 2]) & (number < ends[-1])
+        in_cols = (cols >= boxes[k, 1]) & (cols < boxes[k, 3])
+        inside = in_rows[:, None] & in_cols[None, :]
+        return jax.lax.dynamic_update_slice(image, jnp.where(inside[..., None], new, old), (y, x, 0))
+
+    def fill_all(number: jax.Array, image_bhwc: jax.Array) -> jax.Array:
+        one = jax.vmap(fill, in_axes=(None, *[0] * 6))
+        return one(number, image_bhwc, boxes_bk4, is_grey_bk, across, ends_bk, key_b)
+
+    return jax.lax.fori_loop(0, ends_bk[:, -1].max(), fill_all, image_bhwc)
+
+
+def _uniform_at(key: jax.Array, rows: jax.Array, cols: jax.Array, width: int) -> jax.Array:
+    """What `jax.random.uniform` draws for an image of this width, at some of its pixels [rows, cols, 3].
+
+    JAX numbers the elements of an array and hashes each number by itself (`jax_threefry_partitionable`).
+    """
+    number = (rows[:, None, None] * width + cols[None, :, None]) * 3 + jnp.arange(3)[None, None, :]
+    number = number.astype(jnp.uint32).ravel()
+    counts = jnp.concatenate([jnp.zeros_like(number), number])
+    high, low = jnp.split(threefry_2x32(tuple(jax.random.key_data(key)), counts), 2)
+    # 23 random bits are the mantissa of a float in [1, 2).
+    mantissa = ((high ^ low) >> 9) | np.float32(1.0).view(np.uint32)
+    share = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0
+    drawn = jnp.maximum(_NOISE_FLOOR, share * (1.0 - np.float32(_NOISE_FLOOR)) + _NOISE_FLOOR)
+    return drawn.reshape(len(rows), len(cols), 3)
+
+
+def _filling(uniform: jax.Array, is_grey: jax.Array) -> jax.Array:
+    """Of one draw either noise: the normal one through its quantile function."""
     normal = jnp.clip(0.5 + 0.1 * jax.scipy.special.ndtri(uniform), 0.0, 1.0)
-    noise = jnp.where(is_grey[..., None], normal, uniform)
-    return jnp.where(covered[..., None], noise, image), covered
+    return jnp.where(is_grey, normal, uniform)
 
 
 def _draw_boxes(

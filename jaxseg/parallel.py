@@ -222,8 +222,13 @@ class Parallel:
         return jax.tree.map(np.asarray, tree)
 
     def compile_augment(self, body: Callable[..., Batch]) -> Callable[..., Batch]:
-        """body(*host arrays) -> Batch, example by example; the images come out as the step wants them."""
-        return jax.jit(body, out_shardings=self._whole_batch())
+        """body(*host arrays) -> Batch, example by example; the images come out as the step wants them.
+
+        Each device augments its own examples and asks no other: a loop may end when its own are done.
+        """
+        mine = PartitionSpec(DATA_AXIS)
+        local = jax.shard_map(body, mesh=self._mesh(), in_specs=mine, out_specs=mine, check_vma=False)
+        return jax.jit(local, out_shardings=self._whole_batch())
 
     def compile_train_step(self, body: TrainStep) -> TrainStep:
         """The step for this machine; it donates the state that it is given."""

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.augment import Augmentation, Boxes, Occlusion, Regions, build_augmentation, make_augment
+from jaxseg.augment import (
+    Augmentation,
+    Boxes,
+    Occlusion,
+    Regions,
+    build_augmentation,
+    fill_frames,
+    fill_tiles,
+    make_augment,
+)
 from jaxseg.errors import UsageError
 from jaxseg.types import IGNORE_LABEL
 
@@ -87,6 +96,25 @@ def test_boxes_move_with_the_label():
         assert (person & covered).sum() / union > 0.85
 
 
+def test_boxes_are_flipped_with_the_label():
+    """Of two regions each lies where its label is, flipped or not; boxes that are not used stay so."""
+    image, label, boxes, key, ids = scene(12)
+    label[:, :8, :12] = 4
+    boxes[:, 1] = (0, 0, 8, 12)
+    config = Augmentation(flip=0.5, regions=Regions(1.0, 16, 1.0, 1.0, 0.5))
+    out = run(config, (image, label, boxes, key, ids))
+    np.testing.assert_array_equal(out.occlusion, out.label == 4)
+    assert len({bool(covered[0, 0]) for covered in out.occlusion}) == 2, "some are flipped"
+
+
+def test_a_flip_is_exact():
+    """It resamples nothing: each pixel is one of the photo's."""
+    batch = scene(16)
+    batch = (np.random.default_rng(0).integers(0, 256, (16, H, W, 3), np.uint8), *batch[1:])
+    out = run(Augmentation(flip=1.0), batch)
+    np.testing.assert_array_equal(out.image, run(Augmentation(), batch).image[:, :, ::-1])
+
+
 def test_random_boxes_are_black_and_the_label_stays():
     batch = scene(8)
     out = run(Augmentation(boxes=Boxes(1.0, 2, 0.1, 0.3)), batch)
@@ -130,6 +158,30 @@ def test_no_region_no_occlusion():
     image, label, boxes, key, ids = scene()
     out = run(Augmentation(regions=Regions(1.0)), (image, label, np.zeros_like(boxes), key, ids))
     assert not out.occlusion.any()
+
+
+def noise_plan(size, seed=0):
+    """(images, boxes, which are grey, keys): boxes that overlap, touch the edges, are a frame, or empty."""
+    rng = np.random.default_rng(seed)
+    count, (h, w) = 6, size
+    first = rng.integers(0, (h, w), (count, 3, 2))
+    last = np.minimum(first + rng.integers(1, (h, w), (count, 3, 2)), (h, w))
+    boxes = np.concatenate([first, last], axis=-1).astype(np.int32)
+    boxes[0], boxes[1, 0], boxes[2, 1], boxes[3] = 0, 0, (0, 0, h, w), (h - 1, w - 1, h, w)
+    image = rng.random((count, h, w, 3), np.float32)
+    return image, boxes, rng.random((count, 3)) < 0.5, jax.random.split(jax.random.key(seed), count)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (8, 37)])
+def test_noise_in_tiles_is_that_of_whole_frames(size):
+    """Bit for bit: what jax.random draws for a frame, drawn for its boxes alone."""
+    plan = noise_plan(size)
+    whole, tiles = (np.asarray(jax.jit(fill)(*plan)) for fill in (fill_frames, fill_tiles))
+    np.testing.assert_array_equal(tiles, whole)
+    assert (whole[0] == plan[0][0]).all() and (whole[2] != plan[0][2]).mean() > 0.99
+    image, boxes, is_grey, key = plan
+    later_below = np.asarray(fill_tiles(image, boxes[:, ::-1], is_grey[:, ::-1], key))
+    assert not (later_below == whole).all(), "which box is on top must show"
 
 
 EVERYTHING = Augmentation(0.5, (0.8, 1.3), 0.3, Boxes(0.5), Regions(0.6))
