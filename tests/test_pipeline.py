@@ -103,6 +103,21 @@ def test_device_batches_come_in_order_and_all_of_them():
     assert [b.example_id[0] for b in out] == [0, 3, 6, 9]
 
 
+def test_the_next_batch_is_on_its_way_while_one_is_used():
+    sent = []
+
+    def augment(image, label, boxes, key, example_id):
+        sent.append(int(example_id[0]))
+        return Batch(image=image, label=label, occlusion=label, example_id=example_id)
+
+    batches = eval_batches(Records(), batch_size=3, void_class=None, reading=Reading())
+    stream = to_device(batches, place=lambda b: b, augment=augment)
+    used = []
+    for batch in stream:
+        used.append((int(batch.example_id[0]), list(sent)))
+    assert used == [(0, [0, 3]), (3, [0, 3, 6]), (6, [0, 3, 6, 9]), (9, [0, 3, 6, 9])]
+
+
 def joined(shares):
     """Batches of the parts that processes read, side by side."""
     return [

@@ -63,27 +63,41 @@ def test_nothing_is_compiled_after_the_first_evaluation(command, compilations, m
 @pytest.mark.parametrize("spoilt", [False, True])
 @pytest.mark.parametrize("mode", ["jit", "sharded"])
 def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoilt):
-    """Planted: a batch that comes as NumPy arrays, which each step would have to carry over, and wait."""
-    build = Run.train_step.func
+    """Planted: a batch that comes as NumPy arrays, which each step would have to carry over, and wait.
+
+    Nor does the host wait for a step before the next one has begun, but where the run pauses.
+    """
+    build, record = Run.train_step.func, Loop._record
+    built, begun, begun_when_read = [], [], {}
+
+    def watched(self, bar, step, *more):
+        begun_when_read[step] = len(begun)
+        record(self, bar, step, *more)
 
     def guarded(run):
+        if built:
+            return built[0]
         step = build(run)
 
         def train_step(state, batch):
+            begun.append(True)
             if spoilt:
                 batch = batch.replace(label=jax.device_get(batch.label))
             with jax.transfer_guard("disallow"):
                 return step(state, batch)
 
         train_step.lower = step.lower
+        built.append(train_step)
         return train_step
 
     monkeypatch.setattr(Run, "train_step", property(guarded))
+    monkeypatch.setattr(Loop, "_record", watched)
     if spoilt:
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             main([*command, f"--config.parallel.mode={mode}"])
     else:
         trained(command, mode)
+        assert begun_when_read == {step: step if step % 4 == 0 else step + 1 for step in range(1, 13)}
 
 
 def test_a_profile_holds_the_steps(command, tmp_path, capsys):
