@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxseg import distributed, figures, health, incidents
@@ -72,6 +73,16 @@ class Pace:
         self.since = time.perf_counter()
 
 
+class _Taken(NamedTuple):
+    """A step whose figures are still to be looked at."""
+
+    step: int
+    output: StepOutput
+    batch: Batch
+    learning_rate: Any
+    """float, or a scalar on the device; None where it is not logged."""
+
+
 @dataclass
 class Loop:
     """A run between two stops. `step` counts what `state` has taken."""
@@ -111,7 +122,7 @@ class Loop:
         ):
             self._score_start(bar)
             stream = self.run.experiment.train_stream(self.data, self.step)
-            pending: tuple[int, StepOutput, Batch] | None = None
+            pending: _Taken | None = None
             self.log.enter("train", self.step)
             while not self.ended():
                 try:
@@ -124,6 +135,8 @@ class Loop:
                 if pending is None:
                     distributed.meet()  # with the first batch; what comes then may be late
                 self.unsaved = True
+                # A device answers in turn: asked behind the step, it would answer once that is done.
+                rate = self.run.schedule(self.step) if self._is_logged(self.step + 1) else None
                 self.state, output = self.run.train_step(self.state, batch)
                 self.step += 1
                 self.told.ask(self.stop.received is not None)
@@ -131,10 +144,10 @@ class Loop:
                     bar.write(told)
                 # One step late, so that the devices have work while the host looks at the figures.
                 if pending is not None:
-                    self._record(bar, *pending)
-                pending = (self.step, output, batch)
+                    self._record(bar, pending)
+                pending = _Taken(self.step, output, batch, rate)
                 if self._pause_due():
-                    self._record(bar, *pending)
+                    self._record(bar, pending)
                     pending = None
                     self._pause(bar)
 
@@ -198,31 +211,33 @@ class Loop:
             what = self.stop.received or _ELSEWHERE
             raise Preempted(f"{what}: saved step {self.step}; the same command goes on from there")
 
-    def _stop_without_data(self, bar: Progress, pending: tuple[int, StepOutput, Batch] | None) -> None:
+    def _stop_without_data(self, bar: Progress, pending: _Taken | None) -> None:
         """Saves what was trained until the data ended, and ends."""
         if pending is not None:
-            self._record(bar, *pending)
+            self._record(bar, pending)
         if self.unsaved:
             self.save()
         self._end_if_told()
 
-    def _record(self, bar: Progress, step: int, output: StepOutput, batch: Batch) -> None:
+    def _is_logged(self, step: int) -> bool:
+        return step % self.run.experiment.log.every == 0 or step == 1
+
+    def _record(self, bar: Progress, taken: _Taken) -> None:
         """Fetches a step's figures, shows and logs them."""
-        experiment = self.run.experiment
-        every = experiment.log.every
+        step, output = taken.step, jax.device_get(taken.output)  # all of them in one go
         statistics = {"loss": float(output.loss)}
         statistics |= {name: float(value) for name, value in output.components.items()}
         statistics["grad_norm"] = float(output.grad_norm)
-        images_per_s, wait_share = self.pace.figures(experiment.train.batch_size)
+        images_per_s, wait_share = self.pace.figures(self.run.experiment.train.batch_size)
         bar.update(step, loss=statistics["loss"], images_per_s=images_per_s, wait_share=wait_share)
-        if step % every == 0 or step == 1:
-            self.log.write(step, "train", {**statistics, "learning_rate": float(self.run.schedule(step - 1))})
+        if taken.learning_rate is not None:
+            self.log.write(step, "train", {**statistics, "learning_rate": float(taken.learning_rate)})
             self.log.time(step, {"images_per_s": images_per_s, "wait_share": wait_share})
         if output.is_finite:
             self.skipped = 0
             self.recent.append({"step": step, **statistics})
         else:
-            self._incident(bar, step, statistics, batch)
+            self._incident(bar, step, statistics, taken.batch)
 
     def _incident(self, bar: Progress, step: int, statistics: dict[str, float], batch: Batch) -> None:
         """Keeps what is known of a step that was not finite; ends the run unless such steps are skipped."""

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from jaxseg import optim
 from jaxseg.experiment import Run
 from jaxseg.loop import Loop
 from jaxseg.main import main
@@ -65,14 +66,20 @@ def test_nothing_is_compiled_after_the_first_evaluation(command, compilations, m
 def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoilt):
     """Planted: a batch that comes as NumPy arrays, which each step would have to carry over, and wait.
 
-    Nor does the host wait for a step before the next one has begun, but where the run pauses.
+    Nor does the host wait for a step before the next one has begun, but where the run pauses; and it asks for
+    a learning rate before the step, behind which a device would answer late.
     """
     build, record = Run.train_step.func, Loop._record
-    built, begun, begun_when_read = [], [], {}
+    built, begun, begun_when_read, begun_when_asked = [], [], {}, {}
 
-    def watched(self, bar, step, *more):
-        begun_when_read[step] = len(begun)
-        record(self, bar, step, *more)
+    def watched(self, bar, taken):
+        begun_when_read[taken.step] = len(begun)
+        record(self, bar, taken)
+
+    def rate(step):
+        if isinstance(step, int):  # not the optimizer's own question, in the step
+            begun_when_asked[step] = len(begun)
+        return 1e-3
 
     def guarded(run):
         if built:
@@ -92,12 +99,14 @@ def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoil
 
     monkeypatch.setattr(Run, "train_step", property(guarded))
     monkeypatch.setattr(Loop, "_record", watched)
+    monkeypatch.setattr(optim, "build_schedule", lambda **section: rate)
     if spoilt:
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             main([*command, f"--config.parallel.mode={mode}"])
     else:
         trained(command, mode)
         assert begun_when_read == {step: step if step % 4 == 0 else step + 1 for step in range(1, 13)}
+        assert begun_when_asked == {0: 0, 9: 9}, "of the steps that are logged"
 
 
 def test_a_profile_holds_the_steps(command, tmp_path, capsys):
