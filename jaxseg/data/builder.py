@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,30 @@ def write_records(
 
     `sources` says whether the examples carry their label at source size. Raises what `examples` raises.
     """
+    with _system_errors():
+        _write_records(directory, split, size, examples, count, sources)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """array_record tells of the system's errors in a RuntimeError's text: raises the OSError that it was."""
+    try:
+        yield
+    except RuntimeError as e:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS):
+            if os.strerror(number) in str(e):
+                raise OSError(number, os.strerror(number)) from e
+        raise
+
+
+def _write_records(
+    directory: Path,
+    split: str,
+    size: tuple[int, int],
+    examples: Iterator[Example],
+    count: int,
+    sources: bool,
+) -> None:
     # TFDS draws bars and prints to stdout; progress is `prepare`'s to show.
     tfds.disable_progress_bar()
     work = directory / "tfds"
@@ -47,8 +73,23 @@ def write_records(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     for file in Path(builder.data_dir).iterdir():
-        file.rename(directory / file.name)
+        if ".array_record-" in file.name:
+            _copy_uncompressed(file, directory / file.name)
+        else:
+            file.rename(directory / file.name)
     shutil.rmtree(work)
+
+
+def _copy_uncompressed(compressed: Path, file: Path) -> None:
+    """The same records, read twice as fast: TFDS compresses always, and photos are only halved by it."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    records = ArrayRecordDataSource([str(compressed)])
+    writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+    for number in range(len(records)):
+        writer.write(records[number])
+    writer.close()
 
 
 class _Info(tfds.core.DatasetInfo):

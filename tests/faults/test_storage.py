@@ -107,6 +107,20 @@ def test_a_full_disk(place, digests, tmp_path, kilobytes):
 
 
 @mounts
+def test_a_full_disk_for_prepared_data(place, tmp_path):
+    """What array_record writes meets it first."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    prepare = [sys.executable, "-m", "jaxseg.main", "prepare", "--dataset=camvid"]
+    flags = ["--config.dataset.image_size=(256,256)", f"--config.dataset.prepared_dir={disk}"]
+    script = f'mount -t tmpfs -o size=500k tmpfs {disk} && exec $0 "$@"'
+    within = ("unshare", "-rm", "sh", "-c", script)
+    status, printed = run([*prepare, f"--data_dir={place / 'camvid'}", *flags], within=within)
+    assert status == 1
+    assert "No space left on device; make room, or set dataset.prepared_dir" in one_line(printed)
+
+
+@mounts
 def test_a_read_only_workdir(place, tmp_path):
     (tmp_path / "run").mkdir()
     script = f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec $0 "$@"'
