@@ -11,6 +11,7 @@ holds it, and this list, to that:
     2   compilations                          what XLA has compiled, kept for the next start
     3   parallel, checkpoints                 devices; what survives a crash
     4   evaluate, figures, logs, summary      what people look at
+    4   preflight                             what a run takes against what there is
     5   experiment, incidents                 the only reader of a config; steps that were not finite
     6   score                                 a stored run on a split
     7   loop, doctor                          one run from step to step; what is wrong with a machine

@@ -57,6 +57,11 @@ class UnreadCheckpoint(UserError):
     """One that the disk or the memory keeps from being read: nothing is known to be wrong with it."""
 
 
+def stored_bytes(state: PyTree) -> int:
+    """What a checkpoint of `state`, or of its shapes, takes on the disk at most: orbax packs the arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+
+
 class Checkpoints:
     """The checkpoints of one run, for the process that trains it, or all that do."""
 
@@ -137,7 +142,7 @@ class Checkpoints:
 
     def _check_room(self, step: int, state: TrainState) -> None:
         # Before tensorstore meets the end of the disk in threads of its own, where it can only be noisy.
-        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+        need = stored_bytes(state)
         self._check_place()
         free = shutil.disk_usage(self._workdir).free
         if free < need:

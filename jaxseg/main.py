@@ -24,7 +24,8 @@ Train, fine-tune and evaluate UNets for street-scene segmentation.
 
   jaxseg --config=configs/finetune_dice.py[:DATASET] [--workdir=DIR] [--config.KEY=VALUE ...]
                                           train a recipe, or go on with it; --profile=N
-                                          records N steps for TensorBoard or Perfetto
+                                          records N steps for TensorBoard or Perfetto;
+                                          --preflight only says what it takes, and what fits
 {commands}
 
 DATASET: streets (generated, the default), camvid, cityscapes, folder (your own photos and masks).
@@ -222,6 +223,7 @@ def _train(arguments: list[str], stop: StopSignal) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
     parser.add_argument("--workdir", type=_path)
     parser.add_argument("--profile", type=int, default=0, metavar="N")
+    parser.add_argument("--preflight", action="store_true")
     _add_processes(parser)
     args, overrides = _parsed(parser, arguments)
     if args.profile < 0:
@@ -233,7 +235,8 @@ def _train(arguments: list[str], stop: StopSignal) -> int:
         config = _with_overrides(_loaded(file, dataset), overrides)
         from jaxseg.train import train
 
-        train(config, args.workdir, recipes=file.parent, stop=stop, profile=args.profile)
+        flags = {"profile": args.profile, "only_preflight": args.preflight}
+        train(config, args.workdir, recipes=file.parent, stop=stop, **flags)
     return 0
 
 

@@ -168,6 +168,11 @@ class Parallel:
         )
 
     @property
+    def parts(self) -> int:
+        """Into how many parts the images of a batch are cut."""
+        return len(self.devices) // self.rows
+
+    @property
     def share(self) -> tuple[int, int]:
         """(i, n): this process reads the i-th of n equal parts of each batch.
 
@@ -179,21 +184,26 @@ class Parallel:
             if device.process_index == jax.process_index()
         ]
         images = max(mine) - min(mine) + 1
-        return min(mine) // images, len(self.devices) // self.rows // images
+        return min(mine) // images, self.parts // images
+
+    @property
+    def own_devices(self) -> tuple[Any, ...]:
+        """Those of this process."""
+        return tuple(device for device in self.devices if device.process_index == jax.process_index())
 
     def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
         """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.
 
         The executable is kept by jit's cache: the first real step does not compile again.
         """
+        lowered = self.lowered(step, state, batch)
+        return lowered and lowered.compile()
+
+    def lowered(self, step: Any, state: PyTree, batch: PyTree) -> Any:
+        """The same, before it is compiled."""
         if self.mode == "pmap":
             return None
-        placed = jax.tree.map(
-            lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
-            batch,
-            self._whole_batch(),
-        )
-        return step.lower(state, placed).compile()
+        return step.lower(_placed(state, self._sharded()), jax.tree.map(_placed, batch, self._whole_batch()))
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
@@ -283,10 +293,15 @@ class Parallel:
         return NamedSharding(self._mesh(), PartitionSpec(*axes))
 
     def _mesh(self) -> Mesh:
-        shape = (len(self.devices) // self.rows, self.rows)
+        shape = (self.parts, self.rows)
         return Mesh(
             np.array(self.devices).reshape(shape), (DATA_AXIS, ROWS_AXIS), axis_types=(AxisType.Auto,) * 2
         )
+
+
+def _placed(tree: PyTree, where: Any) -> PyTree:
+    """The shapes of arrays that lie there."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
 def _same(tree: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ gradients are then averaged (pmean), because each device has differentiated the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,18 @@ def init_state(
         rng=root_key,
         ema={"params": params, "batch_stats": batch_stats} if ema else None,
     )
+
+
+def batch_shapes(batch_size: int, image_size: tuple[int, int]) -> Batch:
+    """A batch of images of (height, width) as the steps take it, in shapes alone."""
+    shape = (batch_size, *image_size)
+    arrays: dict[str, Any] = {
+        "image": jax.ShapeDtypeStruct((*shape, 3), np.float32),
+        "label": jax.ShapeDtypeStruct(shape, np.int32),
+        "occlusion": jax.ShapeDtypeStruct(shape, np.bool_),
+        "example_id": jax.ShapeDtypeStruct(shape[:1], np.int32),
+    }
+    return Batch(**arrays)
 
 
 def make_train_step(

@@ -9,24 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxseg.types import PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class StepCost:
-    """What XLA says of a step; None where its backend does not tell."""
-
-    flops: float | None
-    """Of the whole batch on all devices."""
-    temp_bytes: int | None
-    """Memory a device for intermediate values."""
-    argument_bytes: int | None
-    """Memory a device for the state and its share of the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,32 +33,16 @@ def count_parameters(params: PyTree) -> dict[str, int]:
     }
 
 
-def step_cost(lowered: Any, compiled: Any) -> StepCost:
-    """FLOPs of a lowered step and memory of the compiled one, as far as the backend tells."""
-    # What a backend gives, or raises, is its own affair: some give None, and older ones a list.
-    try:
-        cost = lowered.cost_analysis()
-        flops = float((cost[0] if isinstance(cost, list) else cost)["flops"])
-    except Exception:
-        flops = None
-    try:
-        memory = compiled.memory_analysis()
-        return StepCost(flops, int(memory.temp_size_in_bytes), int(memory.argument_size_in_bytes))
-    except Exception:
-        return StepCost(flops, None, None)
-
-
 def format_summary(
     *,
     title: str,
     classes: Sequence[str],
     splits: Mapping[str, SplitFacts],
     parameters: Mapping[str, int],
-    cost: StepCost,
     plan: Mapping[str, str],
     places: Mapping[str, Path],
 ) -> str:
-    """The summary as text: data and class shares, parameters by block, the step's cost, plan and places."""
+    """The summary as text: data and class shares, parameters by block, plan and places."""
     lines = [title, "", "data"]
     lines.append("  " + " " * 14 + "".join(f"{name:>12}" for name in splits))
     lines.append("  " + f"{'images':<14}" + "".join(f"{facts.images:>12,}" for facts in splits.values()))
@@ -81,14 +52,6 @@ def format_summary(
     total = sum(parameters.values())
     blocks = ", ".join(f"{name} {_count(n)}" for name, n in parameters.items())
     lines += ["", f"model   {total:,} parameters ({blocks})"]
-    if cost.flops is not None:
-        memory = (
-            ""
-            if cost.temp_bytes is None or cost.argument_bytes is None
-            else f"; on a device {_bytes(cost.temp_bytes)} for intermediate values and "
-            f"{_bytes(cost.argument_bytes)} for state and batch"
-        )
-        lines.append(f"step    {cost.flops / 1e9:,.1f} GFLOP{memory}")
     lines += [f"{key:<7} {value}" for key, value in plan.items()]
     lines += [f"{key:<7} {path}" for key, path in places.items()]
     return "\n".join(lines)
@@ -158,11 +121,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.2f}{unit}"
     return str(number)
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"

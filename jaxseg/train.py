@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
-from jaxseg import distributed, health, losses, summary
-from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_steps
+from jaxseg import distributed, health, losses, preflight, summary
+from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.experiment import (
     Data,
@@ -35,7 +36,10 @@ from jaxseg.metrics import Scores, format_table
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
-from jaxseg.types import TrainState
+from jaxseg.types import PyTree, TrainState
+
+_MORE_CHECKPOINTS = 2
+"""Beside checkpoint.keep: the best one, and the one that is written before an old one goes."""
 
 
 def train(
@@ -45,12 +49,14 @@ def train(
     recipes: Path,
     stop: StopSignal,
     profile: int = 0,
+    only_preflight: bool = False,
     children: tuple[Path, ...] = (),
 ) -> None:
     """Trains a run to its end, or goes on with it; its parent first where that is missing.
 
     recipes: the folder in which `init.recipe` is looked up. stop: an entered one. profile: how many steps
-    are recorded to WORKDIR/profile, soon after the start. children: the
+    are recorded to WORKDIR/profile, soon after the start. only_preflight: says what the run would take and
+    the largest batch that fits, and trains nothing. children: the
     workdirs of the runs that this one is a parent of; for their sake it waits for another process that trains
     in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
     Preempted when told to stop, with everything saved.
@@ -72,6 +78,9 @@ def train(
     _check_labels(data)
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     check_started_alike(config, data.contents)
+    if only_preflight:
+        print(what_it_takes(run, data))
+        return
     with storage_errors(workdir), _held(workdir, busy):
         check_config(config, workdir)
         parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir))
@@ -174,6 +183,8 @@ def _go_on(
     experiment = run.experiment
     with Checkpoints(workdir, keep=experiment.checkpoint.keep) as saved:
         start = _start(run, data, workdir, saved, parent, parent_dir)
+        cost = run.step_cost(start.state) if start.step < run.total_steps else None  # compiles the step
+        plan = {} if cost is None else _checked(run, data, start.state, cost, workdir)
         # Only now: what was refused until here leaves nothing that a second try would trip over.
         if distributed.is_main():
             write_config(experiment.config, workdir)
@@ -183,7 +194,7 @@ def _go_on(
             if loop.ended():
                 print(f"{workdir} is trained to the end (step {start.step}).")
             else:
-                _print_summary(run, data, start.state, workdir)  # compiles the step
+                _print_summary(run, data, start.state, workdir, plan)
                 distributed.meet()
                 loop.go_on()
             # It has donated the state, and the report wants the memory.
@@ -269,7 +280,64 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
         print(format_table(run.classes.names, columns))
 
 
-def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> None:
+def _checked(
+    run: Run, data: Data, state: TrainState, cost: preflight.StepCost, workdir: Path
+) -> dict[str, str]:
+    """What the run takes, for its summary. Raises UserError where the machine does not have that."""
+    room, keeps = _room(run), run.experiment.checkpoint.keep + _MORE_CHECKPOINTS
+    preflight.check_memory(
+        cost,
+        preflight.tree_bytes(state),
+        room,
+        run.experiment.train.batch_size,
+        lambda room: _largest_batch(run, data, state, room),
+    )
+    disk = preflight.check_disk(workdir, stored_bytes(state), keeps, len(stored_steps(workdir)))
+    return {"step": f"{cost}, {room}" if room else str(cost), "disk": disk}
+
+
+def what_it_takes(run: Run, data: Data) -> str:
+    """For people: FLOPs and memory of a step, what is free, and the largest batch that fits.
+
+    From shapes alone; compiles a few steps of other batches, each in the least time.
+    """
+    state, room = jax.eval_shape(run.first_state), _room(run)
+    cost, size = run.step_cost(state), run.experiment.train.batch_size
+    lines = [f"step    {cost} (batch {size})", f"memory  {room or 'not known'}"]
+    if room is not None and cost.temp_bytes is not None:
+        # The state does not lie on the devices yet.
+        room = preflight.Room(room.free - preflight.tree_bytes(state), room.where)
+        lines.append(
+            f"batch   {_largest_batch(run, data, state, room) or 'none'} is the largest that fits, of "
+            f"{len(data.records['train']):,} images"
+        )
+    lines.append(f"disk    {preflight.in_units(stored_bytes(state))} a checkpoint")
+    return "\n".join(lines)
+
+
+def _room(run: Run) -> preflight.Room | None:
+    return preflight.device_room(run.experiment.parallel.own_devices)
+
+
+def _largest_batch(run: Run, data: Data, state: PyTree, room: preflight.Room) -> int:
+    """For the run's devices and parts; at most the images of the train split."""
+    experiment, state_bytes = run.experiment, preflight.tree_bytes(state)
+
+    def need(batch_size: int) -> int:
+        beside = run.step_cost(state, batch_size).beside(state_bytes)
+        assert beside is not None  # it is known of the run's own batch
+        return beside
+
+    return preflight.largest_batch(
+        need,
+        room.free,
+        start=experiment.train.batch_size,
+        unit=experiment.train.accumulate * experiment.parallel.parts,
+        at_most=len(data.records["train"]),
+    )
+
+
+def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path, plan: Mapping[str, str]) -> None:
     experiment = run.experiment
     train = experiment.train
     unused = summary.gpu_left_unused()
@@ -287,8 +355,8 @@ def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path) -> No
             for split, records in data.records.items()
         },
         parameters=summary.count_parameters(state.params),
-        cost=run.step_cost(state),
         plan={
+            **plan,
             "loss": run.loss.name,
             "devices": experiment.parallel.describe(),
             "steps": f"{run.total_steps:,} of batch {train.batch_size}{_in_parts(run)} "

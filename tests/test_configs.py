@@ -177,7 +177,9 @@ TINY = {"model__width": 4, "model__depth": 1, "dataset__image_size": (16, 16)}
 
 def test_the_flops_of_a_step_are_those_of_the_whole_batch(monkeypatch):
     """However it is cut: XLA counts a loop's body once, and tells of a compiled step what one device does."""
-    monkeypatch.setattr(Parallel, "compiled", lambda *_: None)  # it takes long, and tells of memory only
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda *_: None
+    )  # it takes long, and tells of memory only
     flops = []
     for change in (
         {"parallel__mode": "jit"},

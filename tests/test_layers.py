@@ -38,6 +38,7 @@ LAYERS = {
     "figures": 4,
     "logs": 4,
     "summary": 4,
+    "preflight": 4,
     "incidents": 5,
     "experiment": 5,
     "score": 6,

@@ -1,4 +1,4 @@
-"""The start-up summary, what XLA tells of a step, and the GPU that jax leaves unused."""
+"""The start-up summary, and the GPU that jax leaves unused."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 
 from jaxseg import summary
 from jaxseg.models import UNet
-from jaxseg.summary import NvidiaGpu, SplitFacts, StepCost, count_parameters, format_summary, step_cost
+from jaxseg.summary import NvidiaGpu, SplitFacts, count_parameters, format_summary
 
 
 def test_parameters_are_counted_by_block():
@@ -29,69 +29,26 @@ def test_a_scalar_parameter_counts_as_one():
     assert count_parameters({"a": {"gain": np.float32(1)}, "b": np.zeros((2, 3))}) == {"a": 1, "b": 6}
 
 
-def test_the_cost_is_that_of_the_compiled_step():
-    step = jax.jit(lambda a, b: (a @ b).sum())
-    shape = jax.ShapeDtypeStruct((64, 64), np.float32)
-    lowered = step.lower(shape, shape)
-    cost = step_cost(lowered, lowered.compile())
-    assert cost.argument_bytes == 2 * 64 * 64 * 4
-    assert 2 * 64**3 <= cost.flops <= 2.1 * 64**3
-    assert cost.temp_bytes is not None
-
-
-def raising():
-    raise NotImplementedError("not on this backend")
-
-
-@pytest.mark.parametrize("answer", [lambda: None, lambda: {}, lambda: [], raising])
-def test_a_backend_that_tells_nothing_is_no_error(answer):
-    silent = SimpleNamespace(cost_analysis=answer, memory_analysis=answer)
-    assert step_cost(silent, silent) == StepCost(None, None, None)
-    assert step_cost(silent, None) == StepCost(None, None, None)
-
-
-def test_a_backend_that_gives_a_list_is_understood():
-    lowered = SimpleNamespace(cost_analysis=lambda: [{"flops": 5.0}])
-    assert step_cost(lowered, None) == StepCost(5.0, None, None)
-
-
-def text(cost):
+def text():
     return format_summary(
         title="scratch on streets",
         classes=("road", "vegetation"),
         splits={"train": SplitFacts(2975, (75, 25)), "val": SplitFacts(500, (0, 0))},
         parameters={"down0": 38_848, "head": 455, "bottleneck": 3_542_016},
-        cost=cost,
         plan={"steps": "100 of batch 8"},
         places={"workdir": Path("runs") / "streets"},
     )
 
 
 def test_the_summary_says_what_is_about_to_happen():
-    lines = text(StepCost(1.744e12, 3503 * 2**20, 5 * 2**30)).splitlines()
+    lines = text().splitlines()
     assert lines[0] == "scratch on streets"
     assert "  images               2,975         500" in lines
     assert "  road                75.00%       0.00%" in lines
     assert "model   3,581,319 parameters (down0 38.85k, head 455, bottleneck 3.54M)" in lines
-    assert (
-        "step    1,744.0 GFLOP; on a device 3.4 GiB for intermediate values and 5.0 GiB for state and batch"
-        in lines
-    )
     assert "steps   100 of batch 8" in lines
     assert "workdir runs/streets" in lines
     assert len({len(line) for line in lines[3:7]}) == 1, "the table's columns are aligned"
-
-
-def test_a_cost_that_is_not_known_is_left_out():
-    assert "GFLOP" not in text(StepCost(None, None, None))
-    assert "1.0 GFLOP\n" in text(StepCost(1e9, None, None))
-
-
-@pytest.mark.parametrize(
-    ("number", "wanted"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**40, "1024.0 GiB")]
-)
-def test_bytes_are_written_for_people(number, wanted):
-    assert summary._bytes(number) == wanted
 
 
 @pytest.fixture

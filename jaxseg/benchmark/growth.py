@@ -27,7 +27,7 @@ from jaxseg.benchmark.resident import available
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
 from jaxseg.errors import OUT_OF_MEMORY
 from jaxseg.experiment import Experiment, Run
-from jaxseg.summary import StepCost, step_cost
+from jaxseg.preflight import StepCost, step_cost
 
 SIZES, CLASSES, FACTORS = (128, 256, 512, 1024), (7, 19, 50, 150), (0.5, 1, 2, 4)
 

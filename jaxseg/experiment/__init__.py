@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step, summary
+from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step
 from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class
@@ -44,6 +44,7 @@ from jaxseg.experiment.stored import (
 from jaxseg.experiment.together import check_started_alike
 from jaxseg.files import cache_root
 from jaxseg.meta import Meta
+from jaxseg.preflight import StepCost, check_state, device_room, step_cost
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
 
 __all__ = [
@@ -262,7 +263,7 @@ class Experiment:
         tx, schedule = splat(
             optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"]
         )
-        return Run(self, classes, model, loss, tx, schedule, total_steps=total, eval_every=every)
+        return Run(self, classes, model, loss, tx, jax.jit(schedule), total_steps=total, eval_every=every)
 
     def _model(self, *, num_classes: int) -> models.UNet:
         place = {"axis_name": self.parallel.axis_name, "by_matmul": self.parallel.steps_see_whole_arrays}
@@ -316,11 +317,13 @@ class Run:
     eval_every: int
 
     def init_state(self) -> TrainState:
-        """The state before the first step, on the devices."""
+        """The state before the first step, on the devices. Raises MemoryError where it can't be there."""
         # Compiled as one program and not optimised: it runs once, and its random draws would take XLA on a
         # CPU 12 s to optimise, against 2.
         build = jax.jit(self.first_state, compiler_options={"xla_backend_optimization_level": 0})
-        return self.experiment.parallel.place_state(build())
+        place = self.experiment.parallel
+        check_state(build.eval_shape(), device_room(place.own_devices))
+        return place.place_state(build())
 
     def first_state(self) -> TrainState:
         """The same, pure; `jax.eval_shape` of it costs nothing."""
@@ -381,23 +384,25 @@ class Run:
         predictions = self.predict_step(state, place(images.astype(np.float32) / np.float32(255)))
         return list(images), list(labels), list(np.asarray(predictions))
 
-    def step_cost(self, state: TrainState) -> summary.StepCost:
-        """FLOPs and memory of the train step, from shapes alone; compiles it, as its first call would."""
-        height, width = self.experiment.dataset.image_size
-        shape = (self.experiment.train.batch_size, height, width)
-        arrays: dict[str, Any] = {
-            "image": jax.ShapeDtypeStruct((*shape, 3), np.float32),
-            "label": jax.ShapeDtypeStruct(shape, np.int32),
-            "occlusion": jax.ShapeDtypeStruct(shape, np.bool_),
-            "example_id": jax.ShapeDtypeStruct(shape[:1], np.int32),
-        }
-        batch = Batch(**arrays)
-        # Of the whole batch on one device, and not of what runs: of a loop over microbatches XLA counts one
-        # turn, of a sharded step the share of a device, and of pmap nothing.
-        whole = step.make_train_step(self.model.clone(axis_name=None), self.tx, self.loss)
-        lowered = jax.jit(whole).lower(jax.eval_shape(self.first_state), batch)
-        compiled = self.experiment.parallel.compiled(self.train_step, state, batch)
-        return summary.step_cost(lowered, compiled)
+    def step_cost(self, state: PyTree, batch_size: int = 0) -> StepCost:
+        """FLOPs and memory of the train step from the shapes of arrays; compiles it, as its first call would.
+
+        batch_size: another than the run's, for the memory that it would take: compiled in the least time.
+        """
+        place, train = self.experiment.parallel, self.experiment.train
+        batch = step.batch_shapes(batch_size or train.batch_size, self.experiment.dataset.image_size)
+        whole = lowered = place.lowered(self.train_step, state, batch)
+        if batch_size:
+            # Where buffers lie is settled before the optimisations that this leaves out.
+            quick = {"xla_backend_optimization_level": 0}
+            return step_cost(None, lowered and lowered.compile(compiler_options=quick))
+        if train.accumulate > 1 or len(place.devices) > 1 or lowered is None:
+            # Of the whole batch on one device, and not of what runs: of a loop over microbatches XLA counts
+            # one turn, of a sharded step the share of a device, and of pmap nothing.
+            one = dataclasses.replace(place, mode="jit", devices=place.own_devices[:1], rows=1)
+            body = step.make_train_step(self.model.clone(axis_name=None), self.tx, self.loss)
+            whole = one.lowered(one.compile_train_step(body), state, batch)
+        return step_cost(whole, lowered and lowered.compile())
 
     @cached_property
     def train_step(self) -> step.TrainStep:

@@ -1,0 +1,225 @@
+"""What a run takes, against what a machine has: real, of a fake one, and at the command line."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxseg import preflight
+from jaxseg.errors import UserError
+from jaxseg.main import main
+from jaxseg.preflight import Room, StepCost, check_disk, check_memory, host_memory, largest_batch, step_cost
+from tests.dataset_fakes import TINY_RUN, write_camvid
+
+MIB = 2**20
+
+
+def test_the_cost_is_that_of_the_compiled_step():
+    step = jax.jit(lambda a, b: ((a @ b).sum(), a + 1), donate_argnums=0)
+    shape = jax.ShapeDtypeStruct((64, 64), np.float32)
+    lowered = step.lower(shape, shape)
+    cost = step_cost(lowered, lowered.compile())
+    assert cost.argument_bytes == 2 * 64 * 64 * 4
+    assert 2 * 64**3 <= cost.flops <= 2.1 * 64**3
+    assert cost.temp_bytes is not None
+    assert cost.output_bytes < 100, "the sum, and what points to it: the rest takes the place of `a`"
+    assert cost.beside(64 * 64 * 4) == cost.temp_bytes + cost.output_bytes + 3 * 64 * 64 * 4
+
+
+def raising():
+    raise NotImplementedError("not on this backend")
+
+
+@pytest.mark.parametrize("answer", [lambda: None, lambda: {}, lambda: [], raising])
+def test_a_backend_that_tells_nothing_is_no_error(answer):
+    silent = SimpleNamespace(cost_analysis=answer, memory_analysis=answer)
+    assert step_cost(silent, silent) == StepCost(None, None, None, None)
+    assert step_cost(silent, None) == StepCost(None, None, None, None)
+    assert step_cost(silent, None).beside(0) is None
+
+
+def test_a_backend_that_gives_a_list_is_understood():
+    lowered = SimpleNamespace(cost_analysis=lambda: [{"flops": 5.0}])
+    assert step_cost(lowered, None) == StepCost(5.0, None, None, None)
+
+
+def test_a_cost_is_told_as_far_as_it_is_known():
+    assert str(StepCost(1.744e12, 3503 * MIB, 5 * 1024 * MIB, 0)) == (
+        "1,744.0 GFLOP; on a device 3.4 GiB for intermediate values and 5.0 GiB for state and batch"
+    )
+    assert str(StepCost(1e9, None, None, None)) == "1.0 GFLOP"
+    assert str(StepCost(None, None, None, None)) == "XLA does not tell what it takes"
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**40, "1024.0 GiB")]
+)
+def test_bytes_are_written_for_people(number, wanted):
+    assert preflight.in_units(number) == wanted
+
+
+def machine(root, available=1000, cgroup="", **files):
+    """A fake one with so many kB available; `files` by path with __ for /."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(
+        f"MemTotal: 9 kB\nMemAvailable:   {available} kB\nSwapFree: 24 kB\n"
+    )
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, text in files.items():
+        file = root / "sys" / "fs" / "cgroup" / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_name(file.name.replace("_dot_", ".")).write_text(text)
+    return root
+
+
+def test_a_machine_gives_what_is_available_and_its_swap(tmp_path):
+    assert host_memory(machine(tmp_path)) == 1024 * 1024
+    assert host_memory(tmp_path / "no Linux") is None
+
+
+def test_a_container_gives_what_its_limit_leaves(tmp_path):
+    files = {
+        "memory_dot_max": "5000\n",
+        "memory_dot_current": "3000\n",
+        "memory_dot_stat": "anon 7\nfile 500\n",
+    }
+    assert host_memory(machine(tmp_path, cgroup="0::/\n", **files)) == 2500
+
+
+def test_the_least_of_all_groups_counts(tmp_path):
+    files = {"job__memory_dot_max": "900\n", "job__memory_dot_current": "100\n"}
+    files |= {"job__step__memory_dot_max": "max\n", "job__step__memory_dot_current": "100\n"}
+    assert host_memory(machine(tmp_path, cgroup="0::/job/step\n", **files)) == 800
+
+
+def test_the_older_control_groups_count_too(tmp_path):
+    files = {"memory__memory_dot_limit_in_bytes": "700\n", "memory__memory_dot_usage_in_bytes": "600\n"}
+    files["memory__memory_dot_stat"] = "cache 1\ntotal_cache 50\n"
+    lines = "3:cpuset:/docker/abc\n2:cpu,memory:/docker/abc\n"
+    assert host_memory(machine(tmp_path, cgroup=lines, **files)) == 150
+
+
+def test_devices_of_a_cpu_share_its_memory(tmp_path):
+    room = preflight.device_room(jax.devices()[:4], machine(tmp_path))
+    assert room.free == 256 * 1024
+    assert 0 < preflight.device_room(jax.devices()).free < 2**45, "of this machine"
+
+
+def gpu(**stats):
+    return SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: stats)
+
+
+def test_a_gpu_gives_what_its_pool_has_left():
+    room = preflight.device_room(
+        [gpu(bytes_limit=100, bytes_in_use=20), gpu(bytes_limit=100, bytes_in_use=70)]
+    )
+    assert room.free == 30 and "a GPU" in str(room)
+    assert preflight.device_room([gpu()]) is None
+
+
+@pytest.mark.parametrize(("room", "largest"), [(90, 0), (150, 1), (1049, 18), (10_000, 198), (10**9, 400)])
+@pytest.mark.parametrize("start", [1, 8, 32])
+def test_the_largest_batch_is_found_with_few_questions(room, largest, start):
+    asked = []
+
+    def need(size):
+        asked.append(size)
+        return 100 + 50 * size
+
+    assert largest_batch(need, room, start=start, unit=1, at_most=400) == largest
+    assert len(asked) == len(set(asked)) <= 3
+
+
+def test_the_largest_batch_is_one_that_was_asked_for_though_the_line_bends():
+    def need(size):
+        return 100 + 50 * size + size * size // 4
+
+    found = largest_batch(need, 2000, start=32, unit=4, at_most=400)
+    assert found % 4 == 0 and need(found) <= 2000 < need(found + 4)
+
+
+def test_what_fits_is_not_looked_at_closer():
+    check_memory(StepCost(1.0, 100, 60, 0), 50, Room(130, "here"), 8, raising)
+    check_memory(StepCost(1.0, 100, 60, 0), 50, None, 8, raising)
+    check_memory(StepCost(1.0, None, None, None), 50, Room(1, "here"), 8, raising)
+
+
+@pytest.mark.parametrize(("fits", "mend"), [(4, "--config.train.batch_size=4"), (0, "no batch fits: use ")])
+def test_what_does_not_fit_is_refused_with_what_does(fits, mend):
+    with pytest.raises(UserError, match=f"batch_size=8 takes 130 B and there are 129 B free .*{mend}"):
+        check_memory(StepCost(1.0, 100, 60, 0), 50, Room(129, "here"), 8, lambda room: fits)
+
+
+def test_a_state_without_room_is_not_made():
+    state = {"weights": jax.ShapeDtypeStruct((10, 10), np.float32), "key": jax.eval_shape(jax.random.key, 0)}
+    preflight.check_state(state, Room(408, "here"))
+    preflight.check_state(state, None)
+    with pytest.raises(MemoryError, match="the state takes 408 B and there are 407 B free"):
+        preflight.check_state(state, Room(407, "here"))
+
+
+def test_the_disk_is_told_and_too_small_a_one_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=10 * MIB))
+    assert check_disk(tmp_path, 2 * MIB, 4, 0) == "4 checkpoints of 2.0 MiB at most, 10.0 MiB free"
+    assert check_disk(tmp_path, 3 * MIB, 4, 1).endswith(" free"), "one is there"
+    assert check_disk(tmp_path, 3 * MIB, 4, 0).endswith(" free, which is enough for 3 more")
+    with pytest.raises(UserError, match=r"a checkpoint takes 11.0 MiB and 10.0 MiB are free; make room"):
+        check_disk(tmp_path, 11 * MIB, 4, 0)
+
+
+MEASURED = """
+import jax, jax.numpy as jnp
+from jaxseg.preflight import step_cost
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+
+# Many large values that are needed again at the end.
+step = jax.jit(jax.grad(lambda x: jnp.sin(jnp.sin(x @ x) @ jnp.sin(x)).sum()))
+x = jnp.ones((3000, 3000))
+compiled = step.lower(x).compile()
+cost, before = step_cost(None, compiled), peak()
+jax.block_until_ready(compiled(x))
+print(cost.temp_bytes + cost.output_bytes, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_said_is_what_is_taken():
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    said, taken = map(int, done.stdout.split())
+    assert said > 100 * MIB
+    assert 0.8 * said < taken < 1.2 * said + 30 * MIB
+
+
+@pytest.fixture
+def command(tmp_path):
+    data = write_camvid(tmp_path / "camvid", (("train", 10), ("val", 2)))
+    where = (f"--config.dataset.data_dir={data}", f"--config.dataset.prepared_dir={tmp_path / 'prepared'}")
+    return ["--config=configs/scratch.py:camvid", *TINY_RUN, *where, f"--workdir={tmp_path / 'run'}"]
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(command, tmp_path, capsys, monkeypatch):
+    """A fake machine with 150 kB; a step of batch 4 takes more."""
+    monkeypatch.setattr(preflight, "host_memory", lambda root: 150_000)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.count("\n") == 1, said
+    assert "a step of train.batch_size=4 takes " in said and "use --config.train.batch_size=" in said
+    fits = int(said.split("use --config.train.batch_size=")[1].split(",")[0])
+    assert 1 <= fits < 4
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_asked_for_it_tells_and_trains_nothing(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--preflight"])
+    told = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "GFLOP; on a device " in told and "batch   10 is the largest that fits, of 10 images" in told
+    assert not (tmp_path / "run").exists()
