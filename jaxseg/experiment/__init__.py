@@ -263,7 +263,7 @@ class Experiment:
         tx, schedule = splat(
             optim.build_optimizer, self._values, "optim", total_steps=total, params=shapes["params"]
         )
-        return Run(self, classes, model, loss, tx, jax.jit(schedule), total_steps=total, eval_every=every)
+        return Run(self, classes, model, loss, tx, schedule, total_steps=total, eval_every=every)
 
     def _model(self, *, num_classes: int) -> models.UNet:
         place = {"axis_name": self.parallel.axis_name, "by_matmul": self.parallel.steps_see_whole_arrays}
