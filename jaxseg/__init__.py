@@ -5,15 +5,18 @@ holds it, and this list, to that:
 
     0   types, errors                         the data that everything passes around; what a user can cause
     1   models, losses, metrics, augment, optim           the science, pure
-    1   best, broken, checksums, files, health, locks, meta, printing, stop, trace  small tools of a run
+    1   best, broken, checksums, files, health, locks, meta, printing, process, stop, trace   small tools
     1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches
     2   compilations                          what XLA has compiled, kept for the next start
     3   parallel, checkpoints                 devices; what survives a crash
+    3   inference                             a photo -> windows -> probabilities at the photo's size
     4   evaluate, figures, logs, summary      what people look at
     4   preflight                             what a run takes against what there is
     5   experiment, incidents                 the only reader of a config; steps that were not finite
+    5   predict                               label maps and overlays of anybody's photos
     6   score                                 a stored run on a split
+    7   trained                               a stored run, opened for use
     7   loop, doctor                          one run from step to step; what is wrong with a machine
     8   train, verify                         a run to its end, parent first; interrupted runs end the same
     8   benchmark                             how fast this machine is, against PyTorch too

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from jaxseg import supervise
 from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, did_you_mean, say, shortened
 from jaxseg.printing import NobodyReads, told_streams
+from jaxseg.process import drop_late_reads, open_streams, use_large_pages
 from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, heard, held
 
 _HELP = """\
@@ -107,9 +108,9 @@ def program() -> None:
         elif signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
-    _open_streams()
-    _use_large_pages()
-    _drop_late_reads()
+    open_streams()
+    use_large_pages()
+    drop_late_reads()
     stop = StopSignal(to_parent=supervise.CHILD in os.environ)
     if supervise.CHILD in os.environ:
         supervise.end_with_parent()
@@ -157,43 +158,6 @@ def _meeting(arguments: Sequence[str]) -> str:
     _add_processes(parser)
     known = parser.parse_known_args(arguments)[0]
     return f"at {known.coordinator or 'the address of the job'} within {known.wait or supervise.WAIT_S} s"
-
-
-def _open_streams() -> None:
-    """Gives a process that was started without them, as daemons are, streams that lead nowhere."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
-    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
-
-
-def _use_large_pages() -> None:
-    """Starts this process anew with glibc's memory in large pages, which it decides on once and at the start.
-
-    XLA on a CPU takes and gives back its buffers in each step. In pages of 4 KiB that were 30,000 page faults
-    a step of :streets, and a fifth of its time.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _drop_late_reads() -> None:
-    """Says nothing of reads of a broken checkpoint that end when it has been given up.
-
-    Orbax closes its event loop at the first array that can't be read; tensorstore, which has the others under
-    way, would print a traceback for each.
-    """
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def _run(arguments: list[str], stop: StopSignal) -> int:
@@ -291,20 +255,13 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
     experiment = Experiment(_with_overrides(config, overrides))
     if args.report:
-        return _report(experiment.open_source(), args.splits.split(","))
+        from jaxseg.data.report import print_report
+
+        print_report(experiment.open_source(), args.splits.split(","))
+        return 0
     data = experiment.open_data(args.splits.split(","), describe=True)
     for split, records in data.records.items():
         print(f"{split}: {len(records)} images in {records.directory}")
-    return 0
-
-
-def _report(source: Any, splits: Sequence[str]) -> int:
-    from jaxseg.data.report import find_faults, raise_summary, report_lines
-
-    reports = [find_faults(source, split) for split in splits]
-    for line in report_lines(reports):
-        print(line)
-    raise_summary(source, reports)
     return 0
 
 

@@ -16,6 +16,7 @@ LAYERS = {
     "broken": 1,
     "checksums": 1,
     "printing": 1,
+    "process": 1,
     "distributed": 1,
     "supervise": 1,
     "health": 1,
@@ -34,6 +35,7 @@ LAYERS = {
     "compilations": 2,
     "parallel": 3,
     "checkpoints": 3,
+    "inference": 3,
     "evaluate": 4,
     "figures": 4,
     "logs": 4,
@@ -41,7 +43,9 @@ LAYERS = {
     "preflight": 4,
     "incidents": 5,
     "experiment": 5,
+    "predict": 5,
     "score": 6,
+    "trained": 7,
     "loop": 7,
     "doctor": 7,
     "train": 8,
@@ -108,7 +112,7 @@ def test_a_planted_upward_import_is_found():
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_configs_and_devices_are_named_in_their_places_only(path):
     source = path.read_text()
-    if _noun(path) not in ("experiment", "main", "replay", "score", "train"):
+    if _noun(path) not in ("experiment", "main", "replay", "score", "train", "trained"):
         assert "ml_collections" not in source
     if _noun(path) not in ("parallel", "distributed", "summary", "doctor"):
         assert "jax.devices" not in source

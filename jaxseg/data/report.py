@@ -27,6 +27,14 @@ class SplitReport:
     """In the order in which they were found: those of the listing, of the pairs, of the whole."""
 
 
+def print_report(source: Source, splits: Sequence[str]) -> None:
+    """All faults of these splits, on standard output; raises UserError that counts them, if there are any."""
+    reports = [find_faults(source, split) for split in splits]
+    for line in report_lines(reports):
+        print(line)
+    raise_summary(source, reports)
+
+
 def find_faults(
     source: Source, split: str, *, workers: int | None = None, show_progress: bool = True
 ) -> SplitReport:
