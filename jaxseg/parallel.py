@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.distributed import several
 from jaxseg.errors import UsageError
-from jaxseg.step import EvalOutput, EvalStep, PredictStep, TrainStep
+from jaxseg.step import EvalOutput, EvalStep, PredictStep, ProbabilityStep, TrainStep
 from jaxseg.types import Batch, PyTree
 
 MODES = ("sharded", "jit", "pmap")
@@ -258,6 +258,12 @@ class Parallel:
     def compile_predict_step(self, body: PredictStep) -> PredictStep:
         """predict_step(state, images of `place_images`) for this machine; the label maps come whole."""
         return jax.jit(body, out_shardings=self._sharded())
+
+    def compile_probability_step(self, body: ProbabilityStep) -> ProbabilityStep:
+        """The same of whole batches, cut over the devices as in training; one process only."""
+        pixels = self._sharded(DATA_AXIS, ROWS_AXIS)
+        step = jax.jit(body, out_shardings=pixels)
+        return lambda state, image_bhwc: step(state, jax.device_put(image_bhwc, pixels))
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""

@@ -60,6 +60,7 @@ class Gradient(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
 EvalStep = Callable[[TrainState, Batch], EvalOutput]
 PredictStep = Callable[[TrainState, jax.Array | np.ndarray], jax.Array]
+ProbabilityStep = Callable[[TrainState, jax.Array | np.ndarray], jax.Array]
 
 
 def init_state(
@@ -208,6 +209,26 @@ def make_predict_step(model: nn.Module) -> PredictStep:
         return jnp.argmax(_logits(model, state, image_bhwc), axis=-1).astype(jnp.int32)
 
     return predict_step
+
+
+def make_probability_step(model: nn.Module, *, flip: bool = False) -> ProbabilityStep:
+    """probability_step(state, image_bhwc uint8) -> [B, H, W, C] float32, which add up to 1 at each pixel.
+
+    flip: the mean of what the model says of the image and of its mirror image.
+    """
+
+    def probabilities(state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
+        return jax.nn.softmax(_logits(model, state, image_bhwc), axis=-1)
+
+    def probability_step(state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
+        image_bhwc = image_bhwc.astype(jnp.float32) / 255.0  # as `augment` does it
+        straight_bhwc = probabilities(state, image_bhwc)
+        if not flip:
+            return straight_bhwc
+        mirrored_bhwc = probabilities(state, image_bhwc[:, :, ::-1])[:, :, ::-1]
+        return (straight_bhwc + mirrored_bhwc) / 2
+
+    return probability_step
 
 
 def inference_variables(state: TrainState) -> dict[str, PyTree]:

@@ -1,0 +1,251 @@
+"""From a photo to the model's input, and from its output to probabilities at the photo's size.
+
+The one way in and out for a model that is used. A *window* is a box of the photo, which the model sees
+resized to its input size by the function that `prepare` uses; what it says of it is resized back to the box.
+By default the whole photo is the one window, as in training. With `tiles` a window is as large in pixels of
+the photo as the model's input, so that nothing is resized; the network then sees everything larger than it
+has learned it. Windows overlap, and where they do their probabilities are averaged with Gaussian weights
+(deviation: an eighth of the window, as in nnU-Net, F. Isensee et al., Nature Methods 18, 2021), which fall
+to 0.0003 at the edge of a window, where the model has seen the least.
+
+The model's input has one size, whatever the photos and scales: one compilation. Of probabilities at a photo's
+size only a few rows exist at a time, so that one of 178 million pixels is no matter of memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from jaxseg.data.images import resize_photo
+
+K = TypeVar("K")
+
+Model = Callable[[np.ndarray], Any]
+"""[B, h, w, 3] uint8 -> [B, h, w, C] float32 probabilities, on a device perhaps; asynchronous at best."""
+
+_SHARPNESS = 8.0
+_STRIP_PIXELS = 1 << 21
+_HELD_BYTES = 1 << 29
+"""A batch ends early where the photos that wait for it are larger than this together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Looking:
+    """How a photo is looked at."""
+
+    tiles: bool = False
+    """Windows of the model's input size in the photo's pixels, in place of the whole photo."""
+    overlap: float = 0.5
+    """Of neighbouring windows, as a share of their side, at least; from 0 up to, but not, 1."""
+    scales: tuple[float, ...] = (1.0,)
+    """Everything is seen as many times larger, in windows as many times smaller; the mean of all counts."""
+
+
+class Window(NamedTuple):
+    """A box of the photo, in its pixels; where it is larger than the photo it sticks out."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    scale: int
+    """Which of the scales it belongs to."""
+    is_alone: bool
+    """The only one of its scale: nothing to average."""
+
+
+class Strip(NamedTuple):
+    """Whole rows of a photo."""
+
+    top: int
+    probabilities_chw: np.ndarray
+    """float32, at the photo's size."""
+
+
+class Inferred(NamedTuple, Generic[K]):
+    """A photo that the model has begun to look at."""
+
+    key: K
+    image: np.ndarray
+    strips: Iterator[Strip]
+    """From top to bottom; to be read before the next photo is asked for, or not at all."""
+
+
+def infer(
+    model: Model,
+    photos: Iterable[tuple[K, np.ndarray]],
+    *,
+    input_size: tuple[int, int],
+    batch_size: int,
+    looking: Looking,
+) -> Iterator[Inferred[K]]:
+    """What the model says of each photo ([H, W, 3] uint8, with a key of the caller's), in order.
+
+    input_size: (height, width) that the model sees. Windows go to it in batches of exactly `batch_size`,
+    across photos; the last one is filled up with black.
+    """
+    waiting: deque[tuple[K, np.ndarray, list[Window]]] = deque()
+
+    def inputs() -> Iterator[np.ndarray | None]:
+        for key, image in photos:
+            if sum(held.nbytes for _, held, _ in waiting) > _HELD_BYTES:
+                yield None  # the batch ends here
+            windows = plan_windows((image.shape[0], image.shape[1]), input_size, looking)
+            waiting.append((key, image, windows))
+            for window in windows:
+                yield cut(image, window, input_size)
+
+    outputs = _outputs(model, _batches(inputs(), batch_size))
+    # Each photo has a window at least, so that the next output is always the first of the next photo.
+    for first in outputs:
+        key, image, windows = waiting.popleft()
+        mine = zip(windows, chain([first], islice(outputs, len(windows) - 1)), strict=True)
+        strips = blend((image.shape[0], image.shape[1]), mine)
+        yield Inferred(key, image, strips)
+        for _ in mine:
+            pass
+
+
+def plan_windows(size: tuple[int, int], input_size: tuple[int, int], looking: Looking) -> list[Window]:
+    """The windows of a photo of `size` (height, width), by rising top; together they cover it."""
+    base = input_size if looking.tiles else size
+    windows = []
+    for index, scale in enumerate(looking.scales):
+        height, width = (max(1, round(side / scale)) for side in base)
+        tops = _starts(size[0], height, looking.overlap)
+        lefts = _starts(size[1], width, looking.overlap)
+        alone = len(tops) * len(lefts) == 1
+        windows += [Window(top, left, height, width, index, alone) for top in tops for left in lefts]
+    return sorted(windows, key=lambda window: window.top)
+
+
+def cut(image_hwc: np.ndarray, window: Window, input_size: tuple[int, int]) -> np.ndarray:
+    """[h, w, 3] uint8: what the model sees of a window; beyond the photo its edge goes on."""
+    height, width = image_hwc.shape[:2]
+    top, left, bottom, right = window.top, window.left, window.top + window.height, window.left + window.width
+    if top < 0 or left < 0 or bottom > height or right > width:
+        rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
+        return resize_photo(image_hwc[np.ix_(rows, columns)], input_size)
+    return resize_photo(np.ascontiguousarray(image_hwc[top:bottom, left:right]), input_size)
+
+
+def blend(size: tuple[int, int], windows: Iterable[tuple[Window, np.ndarray]]) -> Iterator[Strip]:
+    """Probabilities [C, H, W] of a photo in strips, from those [h, w, C] of its windows by rising top."""
+    top = 0
+    seen: list[tuple[Window, np.ndarray]] = []
+    for window, output_hwc in windows:
+        if window.top > top:
+            # The rows above this window are in no later one.
+            yield from _strips(seen, size[1], top, window.top)
+            top = window.top
+            seen = [(w, output) for w, output in seen if w.top + w.height > top]
+        seen.append((window, np.ascontiguousarray(output_hwc.transpose(2, 0, 1))))
+    yield from _strips(seen, size[1], top, size[0])
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along a side: spread evenly from edge to edge, or one in the middle."""
+    if window >= length:
+        return [(length - window) // 2]
+    count = math.ceil((length - window) / max(1.0, window * (1 - overlap))) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def _batches(inputs: Iterator[np.ndarray | None], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(images [batch_size, h, w, 3], how many of them count)."""
+    batch: list[np.ndarray] = []
+    for image in inputs:
+        if image is not None:
+            batch.append(image)
+        if batch and (image is None or len(batch) == batch_size):
+            yield _filled(batch, batch_size), len(batch)
+            batch = []
+    if batch:
+        yield _filled(batch, batch_size), len(batch)
+
+
+def _filled(batch: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    return np.stack([*batch, *[np.zeros_like(batch[0])] * (batch_size - len(batch))])
+
+
+def _outputs(model: Model, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
+    """[h, w, C] of each image; a batch late, so that the device has the next one meanwhile."""
+    pending: tuple[Any, int] | None = None
+    for images, count in batches:
+        output = model(images)
+        if pending is not None:
+            yield from np.asarray(pending[0])[: pending[1]]
+        pending = (output, count)
+    if pending is not None:
+        yield from np.asarray(pending[0])[: pending[1]]
+
+
+def _strips(
+    windows: Sequence[tuple[Window, np.ndarray]], width: int, top: int, bottom: int
+) -> Iterator[Strip]:
+    rows = max(1, _STRIP_PIXELS // width)
+    for start in range(top, bottom, rows):
+        yield Strip(start, _mean(windows, width, start, min(bottom, start + rows)))
+
+
+def _mean(windows: Sequence[tuple[Window, np.ndarray]], width: int, top: int, bottom: int) -> np.ndarray:
+    """[C, bottom - top, width] float32: the mean over scales of the weighted means over windows."""
+    scales = sorted({window.scale for window, _ in windows})
+    means = []
+    for scale in scales:
+        members = [(window, output) for window, output in windows if window.scale == scale]
+        if members[0][0].is_alone:
+            means.append(_part(*members[0], (top, bottom), (0, width)))
+            continue
+        total_chw = np.zeros((len(members[0][1]), bottom - top, width), np.float32)
+        weights_hw = np.zeros((bottom - top, width), np.float32)
+        for window, output_chw in members:
+            rows = max(top, window.top), min(bottom, window.top + window.height)
+            columns = max(0, window.left), min(width, window.left + window.width)
+            if rows[0] >= rows[1]:
+                continue
+            weight_hw = np.outer(
+                _weights(window.height)[rows[0] - window.top : rows[1] - window.top],
+                _weights(window.width)[columns[0] - window.left : columns[1] - window.left],
+            )
+            place = slice(rows[0] - top, rows[1] - top), slice(*columns)
+            total_chw[:, *place] += _part(window, output_chw, rows, columns) * weight_hw
+            weights_hw[place] += weight_hw
+        means.append(total_chw / weights_hw)
+    return means[0] if len(means) == 1 else np.asarray(np.mean(means, axis=0, dtype=np.float32))
+
+
+def _part(
+    window: Window, output_chw: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """Some rows and columns of the photo, which lie in the window: [C, ...] resized from the output."""
+    (top, bottom), (left, right) = (
+        (rows[0] - window.top, rows[1] - window.top),
+        (columns[0] - window.left, columns[1] - window.left),
+    )
+    height, width = output_chw.shape[1:]
+    if (height, width) == (window.height, window.width):
+        return output_chw[:, top:bottom, left:right]
+    y, x = height / window.height, width / window.width
+    box = (left * x, top * y, min(width, right * x), min(height, bottom * y))
+    size = (right - left, bottom - top)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(channel_hw).resize(size, Image.Resampling.BILINEAR, box))
+            for channel_hw in output_chw
+        ]
+    )
+
+
+def _weights(length: int) -> np.ndarray:
+    """[length] float32: a Gaussian around the middle."""
+    offsets = (np.arange(length) - (length - 1) / 2) / (length / _SHARPNESS)
+    return np.exp(-0.5 * offsets**2).astype(np.float32)
