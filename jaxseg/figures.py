@@ -32,7 +32,9 @@ def colourise(label_hw: np.ndarray, classes: ClassTable) -> np.ndarray:
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes.names)] = classes.palette
     rgb_hw3 = table[label_hw]
-    rgb_hw3[(label_hw == IGNORE_LABEL) & _stripes(label_hw.shape)] = 90
+    void_hw = label_hw == IGNORE_LABEL
+    if void_hw.any():
+        rgb_hw3[void_hw & _stripes(label_hw.shape)] = 90
     return rgb_hw3
 
 
@@ -63,6 +65,38 @@ def sheet_array(
         tiles = _tiles(np.asarray(image), np.asarray(label), np.asarray(prediction), classes)
         rows.append(_joined(tiles, gap, axis=1))
     return _joined(rows, gap, axis=0)
+
+
+def overlay(image_hw3: np.ndarray, label_hw: np.ndarray, classes: ClassTable) -> np.ndarray:
+    """The photo (uint8) under half-transparent colours of its classes: [H, W, 3] uint8."""
+    colours_hw3 = colourise(label_hw, classes)
+    # Half of each, rounded up, without leaving uint8: a photo may have 178 million pixels.
+    return (image_hw3 >> 1) + (colours_hw3 >> 1) + ((image_hw3 | colours_hw3) & 1)
+
+
+def legend(classes: ClassTable, width: int) -> np.ndarray:
+    """Names beside their colours on white, in as many lines as they need: [h, width, 3] uint8."""
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    height = min(40, max(11, width // 64))
+    # matplotlib's own copy: it has more alphabets than Pillow's font, and is the same on every machine.
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", height)
+    places, x, line = [], 0, 0
+    for name in classes.names:
+        length = round(2.6 * height + font.getlength(name))
+        if x and x + length > width:
+            x, line = 0, line + 1
+        places.append((x, line))
+        x += length
+    picture = Image.new("RGB", (width, round((line + 1) * 1.6 * height)), "white")
+    draw = ImageDraw.Draw(picture)
+    for (left, row), name, colour in zip(places, classes.names, classes.palette, strict=True):
+        middle = round((row + 0.5) * 1.6 * height)
+        box = (left + height // 2, middle - height // 2, left + height // 2 + height, middle + height // 2)
+        draw.rectangle(box, fill=colour, outline=_FAINT)
+        draw.text((left + 1.9 * height, middle), name, fill=_INK, font=font, anchor="lm")
+    return np.asarray(picture)
 
 
 def save_array(rgb_hw3: np.ndarray, path: Path) -> None:

@@ -282,6 +282,20 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _predict(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    from jaxseg.predict.options import add_flags, read_flags
+
+    add_flags(parser, _path)
+    args, overrides = _parsed(parser, arguments)
+    options = read_flags(args)
+    _set_up()
+    from jaxseg.experiment import read_config
+    from jaxseg.trained import predict_run
+
+    predict_run(_with_overrides(read_config(args.workdir), overrides), args.workdir, options)
+    return 0
+
+
 def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
     parser.add_argument("--trials", type=int, default=10, help="signals in all (default: 10)")
@@ -345,6 +359,7 @@ def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], str]] = {
     "prepare": (_prepare, "check and convert a source once (training does it by itself)"),
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
+    "predict": (_predict, "label photos of your own: label maps, overlays, probabilities"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
     "benchmark": (_benchmark, "time steps, input, start and more on this machine, against PyTorch if wanted"),

@@ -45,10 +45,7 @@ def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> N
     with storage_errors(workdir):
         _check_writable(workdir)
     learned = read_learned(workdir, which)
-    if plain(config.model) != learned.meta.config["model"]:
-        raise UsageError(
-            f"{workdir} holds a model of {learned.meta.config['model']}; leave --config.model.* away"
-        )
+    check_model(config, learned, workdir)
     data = experiment.open_data([split])
     check_classes(learned.meta, data.classes, workdir)
     check_started_alike(config, data.contents, split=split)
@@ -57,6 +54,14 @@ def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> N
         run = experiment.build(data.classes, pixels, train_images=images)
     with storage_errors(workdir):
         score(run, data, split, workdir, learned)
+
+
+def check_model(config: ConfigDict, learned: Pretrained, workdir: Path) -> None:
+    """Raises UsageError where flags have made another model of a run's."""
+    if plain(config.model) != learned.meta.config["model"]:
+        raise UsageError(
+            f"{workdir} holds a model of {learned.meta.config['model']}; leave --config.model.* away"
+        )
 
 
 def score(

@@ -94,7 +94,7 @@ class _Reader:
         if "palette" in entry:
             self.palette.append(self._rgb(entry["palette"], f"{where}.palette"))
         else:
-            self.palette.append(colours[0] if colours else _hue(index))
+            self.palette.append(colours[0] if colours else hue(index))
         return name
 
     def add(self, class_id: int, entry: Any, where: str, known: Sequence[str]) -> list[RGB]:
@@ -140,7 +140,7 @@ def _check_keys(entry: Any, known: Sequence[str], file: Path, where: str) -> Non
             raise UserError(f"{file}: {where} has the key {reprlib.repr(key)}; {did_you_mean(key, known)}")
 
 
-def _hue(index: int) -> RGB:
+def hue(index: int) -> RGB:
     """Colours that stay apart: steps of the golden angle around the colour wheel."""
     rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65, 0.9)
     return round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])

@@ -93,10 +93,13 @@ def read_pair(
     return image, label
 
 
-def read_photo(location: str) -> np.ndarray:
-    """[H, W, 3] uint8 sRGB, turned as its EXIF orientation says."""
+def read_photo(location: str, data: bytes | None = None) -> np.ndarray:
+    """[H, W, 3] uint8 sRGB, turned as its EXIF orientation says.
+
+    data: what it holds, where it is no file and `location` a name for messages only.
+    """
     with _blaming(location, "photo"):
-        picture = _opened(location, "photo", _check_photo)
+        picture = _opened(location, "photo", _check_photo, data)
         if picture.mode == "P":
             _check_palette(picture, location, "photo")
         _check_alpha(picture, location, "photo")
@@ -237,9 +240,14 @@ def _blaming(location: str, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _opened(location: str, kind: str, check: Callable[[Image.Image, bytes, str], None]) -> Image.Image:
+def _opened(
+    location: str,
+    kind: str,
+    check: Callable[[Image.Image, bytes, str], None],
+    data: bytes | None = None,
+) -> Image.Image:
     """The picture, wholly read and turned as its EXIF says; `check(picture, data, location)` comes first."""
-    data = _bytes(location, kind)
+    data = _bytes(location, kind) if data is None else data
     if not data:
         raise DataFault(f"{location}: the {kind} is empty (0 bytes); copy or download it again", "empty file")
     picture = Image.open(io.BytesIO(data), formats=_FORMATS)

@@ -27,11 +27,8 @@ def files_below(home: str | Path, suffixes: Sequence[str], faults: list[DataFaul
     """
     files: dict[str, str] = {}
     doubled: dict[str, list[str]] = {}
-    for folder, name in _walk(str(home), faults):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in suffixes:
-            continue
-        key, path = folder + stem, f"{home}/{folder}{name}"
+    for name in names_below(home, suffixes, faults):
+        key, path = os.path.splitext(name)[0], f"{home}/{name}"
         if key in files:
             doubled.setdefault(key, [files[key]]).append(path)
         else:
@@ -44,6 +41,16 @@ def files_below(home: str | Path, suffixes: Sequence[str], faults: list[DataFaul
             for path in others
         ]
     return files
+
+
+def names_below(home: str | Path, suffixes: Sequence[str], faults: list[DataFault]) -> Iterator[str]:
+    """Paths below `home` of the files with one of these suffixes (lower case), in any order.
+
+    Appends what can't be listed to `faults`.
+    """
+    for folder, name in _walk(str(home), faults):
+        if os.path.splitext(name)[1].lower() in suffixes:
+            yield folder + name
 
 
 def entries(folder: str | Path, faults: list[DataFault]) -> Iterator[os.DirEntry[str]]:

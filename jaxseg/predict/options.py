@@ -1,0 +1,88 @@
+"""The flags of `predict`. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxseg.errors import UsageError
+
+_SCALES = (0.1, 10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What was asked for."""
+
+    source: str
+    """--input: a file, a folder, a glob, or - for standard input."""
+    output: Path
+    checkpoint: str
+    overlays: bool
+    probabilities: bool
+    tiles: bool
+    overlap: float
+    scales: tuple[float, ...]
+    flip: bool
+
+
+def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> None:
+    """`path` is the type of a file's name."""
+    parser.add_argument("--workdir", type=path, required=True, help="of a trained run")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE|DIR|GLOB|-",
+        help="a photo; a folder and all below it; a glob in quotes (** for any depth); - for standard input",
+    )
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="labels/, overlays/, ...")
+    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
+    parser.add_argument("--no_overlays", action="store_true", help="label maps alone")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="an .npz a photo too: probabilities [H, W, C], classes [C]",
+    )
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="see the photo in overlapping windows at its own scale, not resized as a whole as in training",
+    )
+    parser.add_argument("--overlap", type=float, default=0.5, help="of windows, 0 to 0.9 (default: 0.5)")
+    parser.add_argument(
+        "--scales",
+        default="1",
+        metavar="A,B",
+        help="average over these: at 2 all is seen twice as large, in windows half as large (default: 1)",
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image's prediction")
+    parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.evaluate.batch_size=32"
+
+
+def read_flags(args: argparse.Namespace) -> Options:
+    """Raises UsageError for a value that makes no sense."""
+    try:
+        scales = tuple(float(scale) for scale in args.scales.split(","))
+    except ValueError:
+        raise UsageError(f"--scales={args.scales} is no list of numbers; use, for example, 1,1.5") from None
+    low, high = _SCALES
+    if not all(low <= scale <= high for scale in scales):
+        raise UsageError(f"--scales={args.scales} has one that is not within {low} to {high:g}")
+    if not 0.0 <= args.overlap <= 0.9:
+        raise UsageError(f"--overlap={args.overlap} is no share of a window; use 0 to 0.9")
+    if not args.input or "\0" in args.input:
+        raise UsageError(f"--input={args.input!r} is no path; name a file, a folder, a glob in quotes, or -")
+    return Options(
+        source=args.input,
+        output=args.output,
+        checkpoint=args.checkpoint,
+        overlays=not args.no_overlays,
+        probabilities=args.probabilities,
+        tiles=args.tiles,
+        overlap=args.overlap,
+        scales=scales,
+        flip=args.flip,
+    )

@@ -1,0 +1,101 @@
+"""Through all photos, past those that can't be read."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from jaxseg.data.faults import DataFault
+from jaxseg.data.workers import in_order
+from jaxseg.errors import UserError, storage_errors
+from jaxseg.inference import Inferred, Looking, Model, infer
+from jaxseg.predict.options import Options
+from jaxseg.predict.outputs import SUFFIXES, Outputs
+from jaxseg.predict.photos import Photo, find_photos, read
+from jaxseg.predict.writing import probability_file, write_label, write_overlay
+from jaxseg.types import ClassTable
+
+_LONGEST_SIDE = 65_000
+"""What a JPEG holds, with a legend."""
+
+
+def predict(
+    model: Model,
+    classes: ClassTable,
+    options: Options,
+    *,
+    input_size: tuple[int, int],
+    batch_size: int,
+    workers: int | None = None,
+) -> None:
+    """Writes what `options` ask for of each photo.
+
+    Raises UserError where there is no photo, a file that is not of `predict` is in the way, or, when all the
+    others are done, photos were left out, which are listed on standard error.
+    """
+    faults: list[DataFault] = []
+    photos = find_photos(options.source, options.output, faults)
+    kinds = ["labels", *["overlays"] * options.overlays, *["probabilities"] * options.probabilities]
+    outputs = Outputs(options.output, [photo.name for photo in photos], kinds)
+    looking = Looking(options.tiles, options.overlap, options.scales)
+    done = 0
+    with contextlib.closing(_sound(photos, options, faults, workers)) as sound:
+        for found in infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking):
+            with storage_errors(options.output):
+                _write(found, classes, outputs)
+            done += 1
+    _tell(done, outputs, photos, faults)
+
+
+def _sound(
+    photos: Sequence[Photo], options: Options, faults: list[DataFault], workers: int | None
+) -> Generator[tuple[str, np.ndarray], None, None]:
+    """(name, image) of those that can be read; the others go to `faults`. With a progress bar."""
+    calls = ((photo,) for photo in photos)
+    images = in_order(read, calls, len(photos), "predicting", workers, True)
+    with contextlib.closing(images):
+        for photo, image in zip(photos, images, strict=True):
+            if isinstance(image, DataFault):
+                faults.append(image)
+            elif options.overlays and max(image.shape) > _LONGEST_SIDE:
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                faults.append(
+                    DataFault(
+                        f"{photo.location} is {size}, too long for an overlay; use --no_overlays", "size"
+                    )
+                )
+            else:
+                yield photo.name, image
+
+
+def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> None:
+    size = found.image.shape[0], found.image.shape[1]
+    label_hw = np.empty(size, np.uint8)
+    with contextlib.ExitStack() as files:
+        probabilities = None
+        if "probabilities" in outputs.kinds:
+            path = outputs.path("probabilities", found.key)
+            probabilities = files.enter_context(probability_file(path, size, classes))
+        for strip in found.strips:
+            rows = slice(strip.top, strip.top + strip.probabilities_chw.shape[1])
+            label_hw[rows] = strip.probabilities_chw.argmax(axis=0)
+            if probabilities is not None:
+                probabilities.add(strip)
+    write_label(outputs.path("labels", found.key), label_hw, classes)
+    if "overlays" in outputs.kinds:
+        write_overlay(outputs.path("overlays", found.key), found.image, label_hw, classes)
+
+
+def _tell(done: int, outputs: Outputs, photos: Sequence[Photo], faults: Sequence[DataFault]) -> None:
+    if done:
+        folders = ", ".join(str(outputs.folder / kind) for kind in SUFFIXES if kind in outputs.kinds)
+        print(f"{done:,} photo{'' if done == 1 else 's'} predicted; written: {folders}")
+    if faults and len(photos) == 1:
+        raise UserError(str(faults[0]))
+    if faults:
+        for fault in faults:
+            print(f"  {fault}", file=sys.stderr)
+        raise UserError(f"{len(faults):,} of {len(photos):,} photos were left out; they are listed above")

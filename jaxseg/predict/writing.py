@@ -1,0 +1,66 @@
+"""The files of one photo, each written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from jaxseg.figures import legend, overlay
+from jaxseg.files import replacing
+from jaxseg.inference import Strip
+from jaxseg.types import ClassTable
+
+
+def write_label(path: Path, label_hw: np.ndarray, classes: ClassTable) -> None:
+    """A PNG whose values are class ids, and whose palette has the classes' colours."""
+    picture = Image.fromarray(label_hw, "L")
+    picture.putpalette([value for colour in classes.palette for value in colour])
+    _save(path, picture, "PNG")
+
+
+def write_overlay(path: Path, image_hw3: np.ndarray, label_hw: np.ndarray, classes: ClassTable) -> None:
+    """A JPEG of the photo under the classes' colours, at its size, with a legend below."""
+    picture = np.concatenate([overlay(image_hw3, label_hw, classes), legend(classes, label_hw.shape[1])])
+    _save(path, Image.fromarray(picture), "JPEG", quality=90)
+
+
+class ProbabilityFile:
+    """An .npz: `probabilities` float16 [H, W, C], which comes strip by strip, and `classes` [C]."""
+
+    def __init__(self, archive: zipfile.ZipFile, array: IO[bytes]) -> None:
+        self._archive = archive
+        self._array = array
+
+    def add(self, strip: Strip) -> None:
+        """The next rows."""
+        self._array.write(strip.probabilities_chw.transpose(1, 2, 0).astype(np.float16).tobytes())
+
+
+@contextlib.contextmanager
+def probability_file(path: Path, size: tuple[int, int], classes: ClassTable) -> Iterator[ProbabilityFile]:
+    """For all strips of a photo of `size` (height, width), within the block."""
+    shape = (*size, len(classes.names))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        with archive.open("classes.npy", "w") as array:
+            npy.write_array(array, np.array(classes.names))
+        with archive.open("probabilities.npy", "w", force_zip64=True) as array:
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(array, header)
+            yield ProbabilityFile(archive, array)
+
+
+def _save(path: Path, picture: Image.Image, kind: str, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        picture.save(file, format=kind, **options)
