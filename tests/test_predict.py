@@ -1,5 +1,6 @@
 """`predict`: the same labels as evaluation, every result in its place, and past every bad file."""
 
+import argparse
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as MplPath
 from PIL import Image
 
 from jaxseg.data.images import read_photo
@@ -17,7 +19,7 @@ from jaxseg.data.records import open_records
 from jaxseg.errors import UserError
 from jaxseg.inference import Looking, cut, plan_windows
 from jaxseg.main import main
-from jaxseg.predict.options import Options
+from jaxseg.predict.options import Options, add_flags, read_flags
 from jaxseg.predict.outputs import MANIFEST, Outputs, output_names
 from jaxseg.predict.photos import Photo, find_photos
 from jaxseg.predict.predicting import predict
@@ -37,7 +39,7 @@ def by_colour(images_bhwc):
 
 def options(source, output, **changes):
     looking = {"tiles": False, "overlap": 0.5, "scales": (1.0,), "flip": False}
-    files = {"overlays": True, "probabilities": False}
+    files = {"overlays": True, "probabilities": False, "polygons": False}
     return Options(
         **{"source": str(source), "output": output, "checkpoint": "best", **looking, **files, **changes}
     )
@@ -280,7 +282,34 @@ def test_the_output_is_not_the_input(tmp_path):
         find_photos(str(tmp_path), Path(os.path.realpath(tmp_path)).parent, [])
 
 
-def test_a_class_that_no_font_fits_and_a_photo_of_one_pixel(tmp_path):
+def test_polygons_drawn_again_are_the_label_map(tmp_path):
+    source = save(tmp_path / "in" / "a.png", photo(5, 20, 30))
+    predicted(source, tmp_path / "out", size=(20, 30), polygons=True)
+    content = json.loads((tmp_path / "out" / "polygons" / "a.geojson").read_text())
+    assert content["type"] == "FeatureCollection"
+    label = np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))
+    drawn = np.full(label.shape, 255)
+    centres = np.stack(np.meshgrid(np.arange(30) + 0.5, np.arange(20) + 0.5), axis=-1).reshape(-1, 2)
+    for feature in content["features"]:
+        rings = [MplPath(np.array(ring)) for ring in feature["geometry"]["coordinates"]]
+        inside = rings[0].contains_points(centres)
+        for hole in rings[1:]:
+            inside &= ~hole.contains_points(centres)
+        drawn[inside.reshape(label.shape)] = feature["properties"]["id"]
+        assert feature["properties"]["class"] == CLASSES.names[feature["properties"]["id"]]
+    assert (drawn == label).all() and any(len(f["geometry"]["coordinates"]) > 1 for f in content["features"])
+
+
+def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    flags = ["--workdir=x", "--input=y", f"--output={tmp_path}", "--polygons=geojson"]
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Path)
+    with pytest.raises(UserError, match=r"^--polygons: rasterio is not installed; pip install -e "):
+        read_flags(parser.parse_args(flags))
+
+
+def test_a_photo_of_one_pixel(tmp_path):
     save(tmp_path / "a.png", photo(0, 1, 1))
     predicted(tmp_path / "a.png", tmp_path / "out", probabilities=True, tiles=True, scales=(0.5, 3.0))
     assert Image.open(tmp_path / "out" / "labels" / "a.png").size == (1, 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxseg.errors import UsageError
+from jaxseg.errors import UsageError, UserError
 
 _SCALES = (0.1, 10.0)
 
@@ -23,6 +24,7 @@ class Options:
     checkpoint: str
     overlays: bool
     probabilities: bool
+    polygons: bool
     tiles: bool
     overlap: float
     scales: tuple[float, ...]
@@ -47,6 +49,11 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
         help="an .npz a photo too: probabilities [H, W, C], classes [C]",
     )
     parser.add_argument(
+        "--polygons",
+        choices=("geojson",),
+        help="a GeoJSON file a photo too, in pixels from its top left corner (needs the extra [polygons])",
+    )
+    parser.add_argument(
         "--tiles",
         action="store_true",
         help="see the photo in overlapping windows at its own scale, not resized as a whole as in training",
@@ -63,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
 
 
 def read_flags(args: argparse.Namespace) -> Options:
-    """Raises UsageError for a value that makes no sense."""
+    """Raises UsageError for a value that makes no sense, UserError for an extra that is not installed."""
     try:
         scales = tuple(float(scale) for scale in args.scales.split(","))
     except ValueError:
@@ -75,12 +82,15 @@ def read_flags(args: argparse.Namespace) -> Options:
         raise UsageError(f"--overlap={args.overlap} is no share of a window; use 0 to 0.9")
     if not args.input or "\0" in args.input:
         raise UsageError(f"--input={args.input!r} is no path; name a file, a folder, a glob in quotes, or -")
+    if args.polygons and importlib.util.find_spec("rasterio") is None:
+        raise UserError("--polygons: rasterio is not installed; pip install -e '.[polygons]'")
     return Options(
         source=args.input,
         output=args.output,
         checkpoint=args.checkpoint,
         overlays=not args.no_overlays,
         probabilities=args.probabilities,
+        polygons=args.polygons is not None,
         tiles=args.tiles,
         overlap=args.overlap,
         scales=scales,

@@ -14,7 +14,7 @@ from jaxseg.files import write_json
 MANIFEST = "predictions.json"
 """In the output folder: which files are of `predict`, and of which photo each is."""
 
-SUFFIXES = {"labels": ".png", "overlays": ".jpg", "probabilities": ".npz"}
+SUFFIXES = {"labels": ".png", "overlays": ".jpg", "probabilities": ".npz", "polygons": ".geojson"}
 """Kind of result, and its folder -> how its files end."""
 
 

@@ -15,7 +15,7 @@ from jaxseg.inference import Inferred, Looking, Model, infer
 from jaxseg.predict.options import Options
 from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
-from jaxseg.predict.writing import probability_file, write_label, write_overlay
+from jaxseg.predict.writing import probability_file, write_label, write_overlay, write_polygons
 from jaxseg.types import ClassTable
 
 _LONGEST_SIDE = 65_000
@@ -38,7 +38,7 @@ def predict(
     """
     faults: list[DataFault] = []
     photos = find_photos(options.source, options.output, faults)
-    kinds = ["labels", *["overlays"] * options.overlays, *["probabilities"] * options.probabilities]
+    kinds = ["labels", *(kind for kind in SUFFIXES if kind != "labels" and getattr(options, kind))]
     outputs = Outputs(options.output, [photo.name for photo in photos], kinds)
     looking = Looking(options.tiles, options.overlap, options.scales)
     done = 0
@@ -87,6 +87,8 @@ def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> None:
     write_label(outputs.path("labels", found.key), label_hw, classes)
     if "overlays" in outputs.kinds:
         write_overlay(outputs.path("overlays", found.key), found.image, label_hw, classes)
+    if "polygons" in outputs.kinds:
+        write_polygons(outputs.path("polygons", found.key), label_hw, classes)
 
 
 def _tell(done: int, outputs: Outputs, photos: Sequence[Photo], faults: Sequence[DataFault]) -> None:

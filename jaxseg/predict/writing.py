@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from jaxseg.figures import legend, overlay
-from jaxseg.files import replacing
+from jaxseg.files import replacing, write_text
 from jaxseg.inference import Strip
 from jaxseg.types import ClassTable
 
@@ -29,6 +30,26 @@ def write_overlay(path: Path, image_hw3: np.ndarray, label_hw: np.ndarray, class
     """A JPEG of the photo under the classes' colours, at its size, with a legend below."""
     picture = np.concatenate([overlay(image_hw3, label_hw, classes), legend(classes, label_hw.shape[1])])
     _save(path, Image.fromarray(picture), "JPEG", quality=90)
+
+
+def write_polygons(path: Path, label_hw: np.ndarray, classes: ClassTable) -> None:
+    """A GeoJSON FeatureCollection of the 4-connected regions, with their holes.
+
+    Coordinates are (column, row) of the pixels' corners, from the top left one of the photo: drawn again, the
+    polygons give the label map. (RFC 7946 means degrees on the earth; programs that mark images take pixels.)
+    """
+    from rasterio.features import shapes
+
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"class": classes.names[int(class_id)], "id": int(class_id)},
+            "geometry": geometry,
+        }
+        for geometry, class_id in shapes(label_hw, connectivity=4)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
 
 
 class ProbabilityFile:
