@@ -232,9 +232,11 @@ def test_bad_files_are_left_out_and_listed_at_the_end(tmp_path, capsys):
     printed = capsys.readouterr()
     assert [line.split(":")[0] for line in printed.err.splitlines()] == [f"  {home}/1.png", f"  {home}/3.png"]
     assert "3 photos predicted" in printed.out
-    assert {f for f in files_below(tmp_path / "out") if f.startswith("labels")} == {
-        f"labels/{i}.png" for i in (0, 2, 4)
-    }
+    labels = {f"labels/{i}.png" for i in (0, 2, 4)}
+    assert {f for f in files_below(tmp_path / "out") if f.startswith("labels")} == labels
+    save(tmp_path / "out" / "labels" / "1.png", photo(1))
+    with pytest.raises(UserError, match=r"labels/1.png is not of `predict`"):
+        predicted(home, tmp_path / "out")
 
 
 def test_a_photo_of_20000_pixels_a_side_is_refused_and_a_long_one_is_not(tmp_path, monkeypatch):
@@ -264,14 +266,16 @@ def test_what_is_not_of_predict_is_not_written_over(tmp_path):
     predicted(source, tmp_path / "out")
     predicted(source, tmp_path / "out")
     other = save(tmp_path / "in" / "a.jpg", photo(0))
-    with pytest.raises(UserError, match=r"is the result for a.png, and would be that for a.jpg; use another"):
+    with pytest.raises(
+        UserError, match=rf"is the result for {source}, and would be that for {other}; use another"
+    ):
         predicted(other, tmp_path / "out")
 
 
 def test_a_manifest_that_is_none_is_told(tmp_path):
     (tmp_path / MANIFEST).write_text('{"files": ["a"]}')
     with pytest.raises(UserError, match="is not as `predict` writes it"):
-        Outputs(tmp_path, ["a.png"], ["labels"])
+        Outputs(tmp_path, [Photo("a.png", "a.png")], ["labels"])
 
 
 def test_the_output_is_not_the_input(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.files import write_json
+from jaxseg.predict.photos import Photo
 
 MANIFEST = "predictions.json"
 """In the output folder: which files are of `predict`, and of which photo each is."""
@@ -21,25 +22,29 @@ SUFFIXES = {"labels": ".png", "overlays": ".jpg", "probabilities": ".npz", "poly
 class Outputs:
     """The places for results; claimed before the first is written."""
 
-    def __init__(self, folder: Path, names: Sequence[str], kinds: Sequence[str]) -> None:
-        """names: of the photos, all different. Raises UserError where somebody else's file is in the way."""
+    def __init__(self, folder: Path, photos: Sequence[Photo], kinds: Sequence[str]) -> None:
+        """photos: of different names. Raises UserError where another's result or a stranger's file is."""
         self.folder = folder
         self.kinds = tuple(kinds)
+        names = [photo.name for photo in photos]
         self._stems = dict(zip(names, output_names(names), strict=True))
-        wanted = {str(self.path(kind, name).relative_to(folder)): name for name in names for kind in kinds}
+        wanted = {
+            str(self.path(kind, photo.name).relative_to(folder)): photo.origin
+            for photo in photos
+            for kind in kinds
+        }
         with storage_errors(folder):
             written = _read_manifest(folder / MANIFEST)
-            for place, name in wanted.items():
-                if place in written and written[place] != name:
-                    raise UserError(
-                        f"{folder / place} is the result for {written[place]}, and would be that for {name}; "
-                        "use another --output"
-                    )
-                if place not in written and os.path.lexists(folder / place):
-                    raise UserError(
-                        f"{folder / place} is not of `predict`; move it away, or use another --output"
-                    )
-            write_json(folder / MANIFEST, {"files": {**written, **wanted}})
+            for place, origin in wanted.items():
+                _check_place(folder / place, written[place] if place in written else None, origin)
+            self._claims = {**written, **wanted}
+            write_json(folder / MANIFEST, {"files": self._claims})
+
+    def settle(self) -> None:
+        """Gives up the claims to places where nothing was written."""
+        written = {place: origin for place, origin in self._claims.items() if (self.folder / place).exists()}
+        with storage_errors(self.folder):
+            write_json(self.folder / MANIFEST, {"files": written})
 
     def path(self, kind: str, name: str) -> Path:
         """Of one result for one photo."""
@@ -53,6 +58,15 @@ def output_names(names: Sequence[str]) -> list[str]:
     short = [name if counts[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
     # a.jpg, a.png and a.jpg.png
     return short if len(set(short)) == len(short) else list(names)
+
+
+def _check_place(place: Path, written_for: str | None, origin: str) -> None:
+    if written_for is not None and written_for != origin:
+        raise UserError(
+            f"{place} is the result for {written_for}, and would be that for {origin}; use another --output"
+        )
+    if written_for is None and os.path.lexists(place):
+        raise UserError(f"{place} is not of `predict`; move it away, or use another --output")
 
 
 def _read_manifest(path: Path) -> dict[str, str]:

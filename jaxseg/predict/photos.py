@@ -29,6 +29,11 @@ class Photo(NamedTuple):
     name: str
     """Its path below the folder, or below the part of the glob that is the same for all."""
 
+    @property
+    def origin(self) -> str:
+        """Which photo it is, wherever the command is run."""
+        return "standard input" if self.location == STANDARD_INPUT else os.path.abspath(self.location)
+
 
 def find_photos(source: str, output: Path, faults: list[DataFault]) -> list[Photo]:
     """The photos that `source` names, by name; what lies below `output` is left out.

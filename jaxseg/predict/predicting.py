@@ -39,7 +39,7 @@ def predict(
     faults: list[DataFault] = []
     photos = find_photos(options.source, options.output, faults)
     kinds = ["labels", *(kind for kind in SUFFIXES if kind != "labels" and getattr(options, kind))]
-    outputs = Outputs(options.output, [photo.name for photo in photos], kinds)
+    outputs = Outputs(options.output, photos, kinds)
     looking = Looking(options.tiles, options.overlap, options.scales)
     done = 0
     with contextlib.closing(_sound(photos, options, faults, workers)) as sound:
@@ -47,6 +47,7 @@ def predict(
             with storage_errors(options.output):
                 _write(found, classes, outputs)
             done += 1
+    outputs.settle()
     _tell(done, outputs, photos, faults)
 
 
