@@ -359,7 +359,7 @@ def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], str]] = {
     "prepare": (_prepare, "check and convert a source once (training does it by itself)"),
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
-    "predict": (_predict, "label photos of your own: label maps, overlays, probabilities"),
+    "predict": (_predict, "label photos, or a video, of your own: label maps, overlays, polygons"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
     "benchmark": (_benchmark, "time steps, input, start and more on this machine, against PyTorch if wanted"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from jaxseg.errors import UsageError, UserError
 
 _SCALES = (0.1, 10.0)
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".ts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
         "--input",
         required=True,
         metavar="FILE|DIR|GLOB|-",
-        help="a photo; a folder and all below it; a glob in quotes (** for any depth); - for standard input",
+        help="a photo; a folder and all below it; a glob in quotes (** for any depth); - for standard input; "
+        "a video (needs the extra [video])",
     )
     parser.add_argument("--output", type=path, required=True, metavar="DIR", help="labels/, overlays/, ...")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
@@ -82,8 +85,13 @@ def read_flags(args: argparse.Namespace) -> Options:
         raise UsageError(f"--overlap={args.overlap} is no share of a window; use 0 to 0.9")
     if not args.input or "\0" in args.input:
         raise UsageError(f"--input={args.input!r} is no path; name a file, a folder, a glob in quotes, or -")
-    if args.polygons and importlib.util.find_spec("rasterio") is None:
-        raise UserError("--polygons: rasterio is not installed; pip install -e '.[polygons]'")
+    if args.polygons:
+        _check_extra("rasterio", "--polygons", "polygons")
+    if is_video(args.input):
+        _check_extra("av", f"--input={args.input}", "video")
+        for flag in ("no_overlays", "probabilities", "polygons"):
+            if getattr(args, flag):
+                raise UsageError(f"--{flag} is for photos; of a video the overlays are made, as a video")
     return Options(
         source=args.input,
         output=args.output,
@@ -96,3 +104,13 @@ def read_flags(args: argparse.Namespace) -> Options:
         scales=scales,
         flip=args.flip,
     )
+
+
+def is_video(source: str) -> bool:
+    """Whether it is a file that ends as videos do."""
+    return os.path.splitext(source)[1].lower() in _VIDEO_SUFFIXES and os.path.isfile(source)
+
+
+def _check_extra(module: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{what}: {module} is not installed; pip install -e '.[{extra}]'")

@@ -15,7 +15,13 @@ from jaxseg.predict.photos import Photo
 MANIFEST = "predictions.json"
 """In the output folder: which files are of `predict`, and of which photo each is."""
 
-SUFFIXES = {"labels": ".png", "overlays": ".jpg", "probabilities": ".npz", "polygons": ".geojson"}
+SUFFIXES = {
+    "labels": ".png",
+    "overlays": ".jpg",
+    "probabilities": ".npz",
+    "polygons": ".geojson",
+    "videos": ".mp4",
+}
 """Kind of result, and its folder -> how its files end."""
 
 

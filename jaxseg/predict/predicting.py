@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +14,10 @@ from jaxseg.data.faults import DataFault
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.inference import Inferred, Looking, Model, infer
-from jaxseg.predict.options import Options
+from jaxseg.predict.options import Options, is_video
 from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
+from jaxseg.predict.video import predict_video
 from jaxseg.predict.writing import probability_file, write_label, write_overlay, write_polygons
 from jaxseg.types import ClassTable
 
@@ -36,11 +39,17 @@ def predict(
     Raises UserError where there is no photo, a file that is not of `predict` is in the way, or, when all the
     others are done, photos were left out, which are listed on standard error.
     """
+    looking = Looking(options.tiles, options.overlap, options.scales)
+    if is_video(options.source):
+        _predict_video(model, classes, options, looking, input_size, batch_size)
+        return
     faults: list[DataFault] = []
     photos = find_photos(options.source, options.output, faults)
-    kinds = ["labels", *(kind for kind in SUFFIXES if kind != "labels" and getattr(options, kind))]
+    kinds = [
+        "labels",
+        *(kind for kind in ("overlays", "probabilities", "polygons") if getattr(options, kind)),
+    ]
     outputs = Outputs(options.output, photos, kinds)
-    looking = Looking(options.tiles, options.overlap, options.scales)
     done = 0
     with contextlib.closing(_sound(photos, options, faults, workers)) as sound:
         for found in infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking):
@@ -49,6 +58,26 @@ def predict(
             done += 1
     outputs.settle()
     _tell(done, outputs, photos, faults)
+
+
+def _predict_video(
+    model: Model,
+    classes: ClassTable,
+    options: Options,
+    looking: Looking,
+    input_size: tuple[int, int],
+    batch_size: int,
+) -> None:
+    video = Photo(options.source, os.path.basename(options.source))
+    outputs = Outputs(options.output, [video], ["videos"])
+    path = outputs.path("videos", video.name)
+    sizes: dict[str, Any] = {"input_size": input_size, "batch_size": batch_size}
+    with storage_errors(options.output):
+        try:
+            count = predict_video(video.location, path, model, classes, looking, **sizes)
+        finally:
+            outputs.settle()
+    print(f"{count:,} frames predicted; written: {path}")
 
 
 def _sound(
