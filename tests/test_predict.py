@@ -105,6 +105,7 @@ def test_the_model_sees_the_prepared_photo_to_the_bit(trained):
 def test_everything_that_can_be_asked_for(trained, tmp_path, capsys):
     source = trained / "camvid" / "train" / "f0.png"
     asked = ("--probabilities", "--tiles", "--scales=1,1.5", "--flip", "--checkpoint=latest")
+    asked += ("--config.parallel.mode=sharded", "--config.parallel.mesh.rows=2")
     run(
         [
             "predict",
