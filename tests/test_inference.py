@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxseg import inference
 from jaxseg.data.images import resize_photo
-from jaxseg.inference import Looking, Window, blend, cut, infer, plan_windows
+from jaxseg.inference import Looking, Window, blend, cut, infer, most_probable, plan_windows
 from jaxseg.step import make_probability_step
 from jaxseg.types import TrainState
 from tests.dataset_fakes import photo
@@ -198,6 +198,12 @@ def test_blending_is_the_mean_where_windows_are_the_same():
     first, second = (np.full((*INPUT, 2), value, np.float32) for value in (0.2, 0.6))
     (strip,) = blend(INPUT, [(window, first), (window, second)])
     assert np.allclose(strip.probabilities_chw, 0.4)
+
+
+def test_the_most_probable_class_is_argmax(rng):
+    rounded = rng.random((5, 40, 30), np.float32).round(1)
+    assert (most_probable(rounded) == rounded.argmax(axis=0)).all(), "ties too"
+    assert most_probable(rounded).dtype == np.uint8
 
 
 class Lopsided(nn.Module):

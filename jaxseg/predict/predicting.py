@@ -13,7 +13,7 @@ import numpy as np
 from jaxseg.data.faults import DataFault
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError, storage_errors
-from jaxseg.inference import Inferred, Looking, Model, infer
+from jaxseg.inference import Inferred, Looking, Model, infer, most_probable
 from jaxseg.predict.options import Options, is_video
 from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
@@ -111,7 +111,7 @@ def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> None:
             probabilities = files.enter_context(probability_file(path, size, classes))
         for strip in found.strips:
             rows = slice(strip.top, strip.top + strip.probabilities_chw.shape[1])
-            label_hw[rows] = strip.probabilities_chw.argmax(axis=0)
+            label_hw[rows] = most_probable(strip.probabilities_chw)
             if probabilities is not None:
                 probabilities.add(strip)
     write_label(outputs.path("labels", found.key), label_hw, classes)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxseg.errors import UserError, shortened, storage_errors
 from jaxseg.figures import legend, overlay
 from jaxseg.files import replacing
-from jaxseg.inference import Looking, Model, infer
+from jaxseg.inference import Looking, Model, infer, most_probable
 from jaxseg.types import ClassTable
 
 # Named, since FFmpeg knows formats that are lists of other files, and of places in a network.
@@ -52,8 +52,8 @@ def predict_video(
         writer: _Writer | None = None
         found = infer(model, frames, input_size=input_size, batch_size=batch_size, looking=looking)
         for frame in found:
-            label_hw = np.concatenate([s.probabilities_chw.argmax(axis=0) for s in frame.strips])
-            picture = overlay(frame.image, label_hw.astype(np.uint8), classes)
+            label_hw = np.concatenate([most_probable(s.probabilities_chw) for s in frame.strips])
+            picture = overlay(frame.image, label_hw, classes)
             if writer is None:
                 writer = stack.enter_context(_writing(file, picture, classes, timing))
             writer.add(picture, frame.key, source)
