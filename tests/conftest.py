@@ -3,8 +3,12 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # By `nohup`, say. The runs that tests start would inherit that, and not a handler.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The runs that tests start inherit it. One a worker: jax does not write it atomically.
