@@ -23,6 +23,19 @@ _PART_BYTES = 512 << 20
 _SOURCE_LABEL_BYTES = 1 << 20
 
 
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """array_record tells of the system's errors in a RuntimeError's text: raises the OSError that it was."""
+    try:
+        yield
+    except RuntimeError as e:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS):
+            if os.strerror(number) in str(e):
+                raise OSError(number, os.strerror(number)) from e
+        raise
+
+
+@_system_errors()
 def write_records(
     directory: Path,
     split: str,
@@ -36,30 +49,6 @@ def write_records(
 
     `sources` says whether the examples carry their label at source size. Raises what `examples` raises.
     """
-    with _system_errors():
-        _write_records(directory, split, size, examples, count, sources)
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """array_record tells of the system's errors in a RuntimeError's text: raises the OSError that it was."""
-    try:
-        yield
-    except RuntimeError as e:
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS):
-            if os.strerror(number) in str(e):
-                raise OSError(number, os.strerror(number)) from e
-        raise
-
-
-def _write_records(
-    directory: Path,
-    split: str,
-    size: tuple[int, int],
-    examples: Iterator[Example],
-    count: int,
-    sources: bool,
-) -> None:
     # TFDS draws bars and prints to stdout; progress is `prepare`'s to show.
     tfds.disable_progress_bar()
     work = directory / "tfds"
