@@ -53,12 +53,8 @@ class StepCost:
 
 def step_cost(lowered: Any, compiled: Any) -> StepCost:
     """FLOPs of a lowered step and memory of the compiled one, as far as the backend tells."""
-    # What a backend gives, or raises, is its own affair: some give None, and older ones a list.
-    try:
-        cost = lowered.cost_analysis()
-        flops = float((cost[0] if isinstance(cost, list) else cost)["flops"])
-    except Exception:
-        flops = None
+    flops = told_cost(lowered, "flops")
+    # What a backend gives, or raises, is its own affair.
     try:
         memory = compiled.memory_analysis()
         results = int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes)
@@ -66,6 +62,16 @@ def step_cost(lowered: Any, compiled: Any) -> StepCost:
         return StepCost(flops, *sizes)
     except Exception:
         return StepCost(flops, None, None, None)
+
+
+def told_cost(stage: Any, key: str) -> float | None:
+    """One figure of what XLA says that a lowered or compiled step costs; None where it does not tell."""
+    # What a backend gives, or raises, is its own affair: some give None, and older ones a list.
+    try:
+        cost = stage.cost_analysis()
+        return float((cost[0] if isinstance(cost, list) else cost)[key])
+    except Exception:
+        return None
 
 
 def tree_bytes(tree: PyTree) -> int:

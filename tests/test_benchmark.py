@@ -31,6 +31,7 @@ from jaxseg.experiment import Experiment, load_recipe
 from jaxseg.losses import cross_entropy
 from jaxseg.main import main
 from jaxseg.models import UNet
+from jaxseg.preflight import Room
 from jaxseg.types import IGNORE_LABEL
 from tests.faults.runs import ROOT
 
@@ -297,7 +298,7 @@ def test_growth_has_time_and_memory_of_every_point(run, monkeypatch, tmp_path):
 def test_what_is_left_out_is_said(run, monkeypatch):
     late = growth.measure_growth(run, options.Options(("growth",), budget=-1.0))
     assert any("left out: --budget=-1 was used up" in line for line in late.lines)
-    monkeypatch.setattr(growth, "available", lambda device: 1000)
+    monkeypatch.setattr(growth, "device_room", lambda devices: Room(1000, "here"))
     cost = growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))
     assert cost.seconds is None and "0.00 MiB are free" in cost.left_out
 

@@ -23,11 +23,10 @@ from jaxseg.augment import make_augment
 from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import OPERATIONS, random_bytes
 from jaxseg.benchmark.options import Options
-from jaxseg.benchmark.resident import available
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
 from jaxseg.errors import OUT_OF_MEMORY
 from jaxseg.experiment import Experiment, Run
-from jaxseg.preflight import StepCost, step_cost
+from jaxseg.preflight import StepCost, device_room, step_cost
 
 SIZES, CLASSES, FACTORS = (128, 256, 512, 1024), (7, 19, 50, 150), (0.5, 1, 2, 4)
 
@@ -143,9 +142,9 @@ def _cost(experiment: Experiment, point: Point, options: Options) -> Cost:
     run = sides.build_run(variant(experiment, point), point.classes)
     told, work = (_occlusion if point.work in _OCCLUSION else _train_step)(run, point)
     memory = None if told.temp_bytes is None else told.temp_bytes + (told.argument_bytes or 0)
-    there = available(experiment.parallel.devices[0].memory_stats())
-    if memory is not None and there is not None and memory > there:
-        why = f"needs {mebibytes(memory)}, {mebibytes(there)} are free"
+    room = device_room(run.experiment.parallel.own_devices[:1])
+    if memory is not None and room is not None and memory > room.free:
+        why = f"needs {mebibytes(memory)}, {mebibytes(room.free)} are free"
         return Cost(None, memory, told.flops, why)
     try:
         return Cost(_seconds(work, options), memory, told.flops)

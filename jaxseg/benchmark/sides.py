@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxseg.experiment import Experiment, Run
+from jaxseg.preflight import told_cost
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, TrainState
 
 Work = Callable[[], object]
@@ -119,13 +120,8 @@ def _variables(state: TrainState) -> dict[str, Any]:
 
 
 def _told(stage: Any, key: str, times: int) -> float | None:
-    # What a backend gives, or raises, is its own affair.
-    try:
-        cost = stage.cost_analysis()
-        value = float((cost[0] if isinstance(cost, list) else cost)[key])
-    except Exception:
-        return None
-    return value * times if value > 0 else None
+    value = told_cost(stage, key)
+    return value * times if value is not None and value > 0 else None
 
 
 def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
