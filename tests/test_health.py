@@ -41,25 +41,25 @@ def test_a_loss_that_does_not_move(losses, stuck):
 
 
 @pytest.mark.parametrize(
-    ("mious", "step", "patience", "count"),
+    ("mious", "total_steps", "patience", "count"),
     [
-        ((0.0, 0.5), 10, 0, 0),
-        ((0.0, 0.5, 0.4), 20, 0, 2),
-        ((0.0, 0.5, 0.4, 0.3), 30, 0, 0),
-        ((0.0, 0.5, 0.4, 0.3), 30, 2, 1),
-        ((0.0, 0.5, 0.4, 0.3), 100, 0, 1),
+        ((0.0, 0.5), 100, 0, 0),
+        ((0.0, 0.5, 0.4), 100, 0, 2),
+        ((0.0, 0.5, 0.4, 0.3), 100, 0, 0),
+        ((0.0, 0.5, 0.4, 0.3), 100, 2, 1),
+        ((0.0, 0.5, 0.4, 0.3), 30, 0, 1),
     ],
     ids=["too soon", "the third evaluation", "said before", "patience is over", "the last step"],
 )
-def test_a_run_that_learns_nothing_is_told(mious, step, patience, count):
+def test_a_run_that_learns_nothing_is_told(mious, total_steps, patience, count):
     """Of a class that is never predicted twice at most, of a loss that does not move once."""
     told = []
     loop = object.__new__(Loop)
     experiment = SimpleNamespace(evaluate=SimpleNamespace(patience=patience))
     classes = SimpleNamespace(names=NAMES)
-    loop.run = SimpleNamespace(classes=classes, experiment=experiment, total_steps=100)
+    loop.run = SimpleNamespace(classes=classes, experiment=experiment, total_steps=total_steps)
     loop.log = SimpleNamespace(evaluations=lambda: [{**row, "loss": 1.0} for row in rows(*mious)])
-    loop.step = step
+    loop.step = rows(*mious)[-1]["step"]
     loop._warn(SimpleNamespace(write=told.append), np.array([[5, 0], [3, 0]]))
     assert len(told) == count, told
     assert all(line.startswith("Warning: ") for line in told)

@@ -43,13 +43,17 @@ def argv(place: Path, workdir: Path, *more: str, **options) -> list[str]:
     return [*command(place / "camvid", prepared, *more, **options), f"--workdir={workdir}"]
 
 
+def environment() -> dict[str, str]:
+    """Of a run on one device. With the eight of the tests a run need not be the same to the bit."""
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+
+
 def run(argv: list[str], *, within: tuple[str, ...] = ()) -> tuple[int, str]:
     """(status, all that it printed) of a command, perhaps `within` another one."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*within, *argv],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ from jaxseg.checkpoints import DIRECTORY, stored_steps
 from jaxseg.data.records import open_records
 from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
 from jaxseg.verify import run_digests
-from tests.faults.runs import ROOT, argv, run, write_data
+from tests.faults.runs import ROOT, argv, environment, run, write_data
 
 CAN_MOUNT = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode == 0
@@ -154,7 +154,9 @@ def test_damaged_records(place, tmp_path, workers):
 
 
 def test_two_processes_with_one_workdir(place, digests, tmp_path):
-    first = subprocess.Popen(argv(place, tmp_path / "run"), cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        argv(place, tmp_path / "run"), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
     while not (tmp_path / "run" / ".lock").exists() or not (tmp_path / "run" / ".lock").read_text():
         time.sleep(0.01)
     status, printed = run(argv(place, tmp_path / "run"))

@@ -19,7 +19,7 @@ from jaxseg.logs import TIMINGS_FILE, read_rows
 from jaxseg.stop import SIGNALS, StopSignal
 from jaxseg.verify import run_digests
 from tests.dataset_fakes import TINY_RUN, write_folder
-from tests.faults.runs import ROOT, argv, run, write_data
+from tests.faults.runs import ROOT, argv, environment, run, write_data
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
 
@@ -37,10 +37,9 @@ def place(tmp_path_factory):
 @contextlib.contextmanager
 def group(argv, printed: Path):
     """The leader of a new process group; nothing of the group outlives the block."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     with printed.open("a") as out:
         leader = subprocess.Popen(
-            argv, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+            argv, cwd=ROOT, env=environment(), stdout=out, stderr=out, start_new_session=True
         )
     try:
         yield leader
