@@ -1,4 +1,4 @@
-"""The fast gradient of a 3x3 kernel against the plain form."""
+"""The fast forms of convolutions against the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxseg.models import Conv1x1
 from jaxseg.models.convolution import Conv3x3, conv_3x3, kernel_gradient, kernel_gradient_by_matmul
 
 SHAPES = [
@@ -35,12 +36,21 @@ def test_the_gradient_by_matmul_is_the_librarys(shape, planted):
     assert same != (planted and h > 1)
 
 
-@pytest.mark.parametrize("features", [4, 32])  # below and above the width from which matrices pay
-def test_the_module_is_the_librarys_in_values_and_gradients(features):
-    x, target = _normal(0, 2, 6, 8, 5), _normal(1, 2, 6, 8, features)
-    ours, theirs = Conv3x3(features, "float32", by_matmul=True), nn.Conv(features, (3, 3), padding="SAME")
+@pytest.mark.parametrize(
+    ("ours", "window"),
+    [
+        (Conv3x3(4, "float32", by_matmul=True), 3),  # below the width from which matrices pay
+        (Conv3x3(32, "float32", by_matmul=True), 3),
+        (Conv1x1(4, "float32"), 1),
+    ],
+    ids=["narrow", "wide", "one pixel"],
+)
+def test_the_module_is_the_librarys_in_values_and_gradients(ours, window):
+    x, target = _normal(0, 2, 6, 8, 5), _normal(1, 2, 6, 8, ours.features)
+    theirs = nn.Conv(ours.features, (window, window), padding="SAME")
     variables = theirs.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(0), x))
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(0), x))))
+    variables = jax.tree.map(lambda a: a + 0.1, variables)  # biases start at zero
 
     def value(module, variables, x):
         return jnp.sum(module.apply(variables, x) * target)
