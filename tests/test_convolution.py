@@ -7,7 +7,15 @@ import pytest
 from flax import linen as nn
 
 from jaxseg.models import Conv1x1
-from jaxseg.models.convolution import Conv3x3, conv_3x3, kernel_gradient, kernel_gradient_by_matmul
+from jaxseg.models.convolution import (
+    Conv3x3,
+    conv_3x3,
+    kernel_gradient,
+    kernel_gradient_by_matmul,
+    matmul,
+    matmul_by_blocks,
+    matmul_gradient_by_blocks,
+)
 
 SHAPES = [
     (2, 8, 6, 5, 7),  # inputs narrower
@@ -60,10 +68,27 @@ def test_the_module_is_the_librarys_in_values_and_gradients(ours, window):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3, 4), (1, 64, 48, 5, 2)], ids=str)
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_gradient_by_blocks_is_the_plain_one(shape, planted):
+    b, h, w, c, o = shape
+    x, kernel, target = _normal(0, b, h, w, c), _normal(1, c, o), _normal(2, b, h, w, o)
+
+    def gradients(product):
+        return jax.grad(lambda x, kernel: jnp.sum(product(x, kernel) * target), argnums=(0, 1))(x, kernel)
+
+    expected, found = gradients(matmul), gradients(matmul_by_blocks)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    by_blocks = matmul_gradient_by_blocks(x[:, ::-1] if planted else x, target)
+    assert np.allclose(by_blocks, expected[1], rtol=1e-5, atol=1e-4) != planted
+    assert np.allclose(found[1], expected[1], rtol=1e-5, atol=1e-4)
+
+
 def test_bfloat16_is_summed_in_float32():
     # 2^16 products of ones: a bfloat16 sum would stop at 256.
     ones = jnp.ones((1, 256, 256, 1), jnp.bfloat16)
     assert float(kernel_gradient_by_matmul(ones, ones)[1, 1, 0, 0]) == 256 * 256
+    assert float(matmul_gradient_by_blocks(ones, ones)[0, 0]) == 256 * 256
 
 
 def test_the_loop_over_blocks_is_used_on_the_cpu_and_for_wide_kernels_only():

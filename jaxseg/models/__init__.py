@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.errors import UsageError
-from jaxseg.models.convolution import Conv3x3
+from jaxseg.models.convolution import Conv3x3, matmul, matmul_by_blocks
 
 NORMS = ("batch", "group", "none")
 DTYPES = ("float32", "bfloat16")
@@ -42,7 +42,7 @@ class UNet(nn.Module):
     axis_name: str | None = None
     """Device axis over which batch statistics are taken, inside pmap and shard_map only."""
     by_matmul: bool = False
-    """Of each `Conv3x3`: a faster gradient on CPUs, where no array is cut over devices by jit."""
+    """Of `Conv3x3` and `UpConv`: faster gradients on CPUs, where no array is cut over devices by jit."""
 
     @nn.compact
     def __call__(self, image_bhwc: jax.Array, *, train: bool) -> jax.Array:
@@ -62,7 +62,7 @@ class UNet(nn.Module):
         x = block(self.width << self.depth, "bottleneck")(x, train=train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for level in reversed(range(self.depth)):
-            x = UpConv(self.width << level, self.dtype, name=f"upconv{level}")(x)
+            x = UpConv(self.width << level, self.dtype, self.by_matmul, name=f"upconv{level}")(x)
             x = jnp.concatenate([skips[level], x], axis=-1)
             x = block(self.width << level, f"up{level}")(x, train=train)
         return Conv1x1(self.num_classes, self.dtype, name="head")(x).astype(jnp.float32)
@@ -130,10 +130,13 @@ class UpConv(nn.Module):
     values as `nn.ConvTranspose(features, (2, 2), (2, 2), transpose_kernel=True)`, whose backward
     pass XLA runs about 30 times slower on a CPU. The kernel is [2, 2, in, out], as PyTorch's
     ConvTranspose2d weight [in, out, 2, 2] transposed.
+
+    by_matmul: as of `Conv3x3`.
     """
 
     features: int
     dtype: str
+    by_matmul: bool = False
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -141,10 +144,10 @@ class UpConv(nn.Module):
         dtype = jnp.dtype(self.dtype)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, c, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # Pixels first, and then turned: asked for bhiwjo at once, XLA makes it a product with the channels
-        # first, and turns what comes in and what comes out.
-        y_bhwijo = jax.lax.dot_general(x_bhwc.astype(dtype), kernel.astype(dtype), (((3,), (2,)), ((), ())))
-        y = y_bhwijo.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, self.features)
+        kernel_cm = kernel.astype(dtype).transpose(2, 0, 1, 3).reshape(c, 4 * self.features)
+        y_bhwm = (matmul_by_blocks if self.by_matmul else matmul)(x_bhwc.astype(dtype), kernel_cm)
+        y = y_bhwm.reshape(b, h, w, 2, 2, self.features).swapaxes(2, 3)
+        y = y.reshape(b, 2 * h, 2 * w, self.features)
         return y + bias.astype(dtype)[None, None, None, :]
 
 

@@ -1,11 +1,14 @@
-"""A 3x3 convolution whose kernel's gradient is fast on CPUs.
+"""Convolutions whose kernel's gradient is fast on CPUs.
 
 XLA's CPU backend computes that gradient as a convolution with a window as large as the image, several times
-slower than the matrix products that it is made of. `conv_3x3` and `kernel_gradient` are the plain forms: the
-tests hold the fast one to them.
+slower than the matrix products that it is made of. `conv_3x3` and `kernel_gradient`, `matmul` and
+`matmul_gradient` are the plain forms: the tests hold the fast ones to them.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,35 +77,83 @@ def kernel_gradient(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
 def kernel_gradient_by_matmul(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
     """`kernel_gradient` as a sum, over blocks of rows of an image, of products of two matrices.
 
-    With x padded by one, gradient[i, j] = sum over b, h, w of x[b, h + i, w + j]^T dy[b, h, w]. The three
-    shifts j of a block lie side by side as channels of one matrix, whose rows of pixels are shifted by i.
-    Shifting dy the other way gives the same, and the narrower of the two is the cheaper to copy. Sums are
-    float32; they are taken in another order than the library's.
+    With zeros around both, gradient[i, j] = sum over b, h, w of x[b, h, w + j - 1]^T dy[b, h - i + 1, w]. Of
+    a block the three shifts j of x lie side by side as channels of one matrix, the three shifts i of dy as
+    those of the other: one product gives all nine. Sums are float32; they are taken in another order than
+    the library's.
     """
-    if x_bhwc.shape[-1] < dy_bhwo.shape[-1]:
-        return _correlation(x_bhwc, dy_bhwo)
-    return _correlation(dy_bhwo, x_bhwc)[::-1, ::-1].swapaxes(2, 3)
-
-
-def _correlation(shifted_bhwm: jax.Array, fixed_bhwn: jax.Array) -> jax.Array:
-    """[3, 3, M, N] float32: [i, j] is the sum of padded[b, h + i, w + j]^T fixed[b, h, w]."""
-    b, height, width, m = shifted_bhwm.shape
-    n = fixed_bhwn.shape[-1]
+    b, height, width, c = x_bhwc.shape
+    o = dy_bhwo.shape[-1]
     rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= _PIXELS))
-    padded = jnp.pad(shifted_bhwm, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = jnp.pad(x_bhwc, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    dy = jnp.pad(dy_bhwo, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
-    def add_block(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+    def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         image, top = number // (height // rows), number % (height // rows) * rows
-        around = jax.lax.dynamic_slice(padded, (image, top, 0, 0), (1, rows + 2, width + 2, m))[0]
-        block = jax.lax.dynamic_slice(fixed_bhwn, (image, top, 0, 0), (1, rows, width, n)).reshape(-1, n)
-        columns = jnp.concatenate([around[:, j : j + width] for j in range(3)], axis=-1)
-        products = [
-            jnp.matmul(columns[i : i + rows].reshape(-1, 3 * m).T, block, preferred_element_type=jnp.float32)
-            for i in range(3)
-        ]
-        return total + jnp.stack(products), None
+        x_rows = jax.lax.dynamic_slice(x, (image, top, 0, 0), (1, rows, width + 2, c))[0]
+        dy_rows = jax.lax.dynamic_slice(dy, (image, top, 0, 0), (1, rows + 2, width, o))[0]
+        columns = jnp.concatenate([x_rows[:, j : j + width] for j in range(3)], axis=-1)
+        shifted = jnp.concatenate([dy_rows[2 - i : 2 - i + rows] for i in range(3)], axis=-1)
+        return columns.reshape(-1, 3 * c), shifted.reshape(-1, 3 * o)
 
-    # From the inputs, so that it varies over the devices that they vary over.
-    zero = jnp.zeros((3, 3 * m, n), jnp.float32) + 0 * (padded[0, 0, 0, 0] + fixed_bhwn[0, 0, 0, 0])
-    total, _ = jax.lax.scan(add_block, zero, jnp.arange(b * (height // rows)))
-    return total.reshape(3, 3, m, n)
+    total = _sum_of_products(block, b * (height // rows), x, dy)
+    return total.reshape(3, c, 3, o).transpose(2, 0, 1, 3)
+
+
+def matmul(x_bhwc: jax.Array, kernel_co: jax.Array) -> jax.Array:
+    """[B, H, W, C], [C, O] -> [B, H, W, O]."""
+    return x_bhwc @ kernel_co
+
+
+matmul_by_blocks = jax.custom_vjp(matmul)
+"""The same, with `matmul_gradient_by_blocks` on CPUs, for arrays that jit does not cut over devices."""
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    forms = {"cpu": matmul_gradient_by_blocks, "default": matmul_gradient}
+    return matmul(dy, kernel.T), jax.lax.platform_dependent(x, dy, **forms).astype(kernel.dtype)
+
+
+matmul_by_blocks.defvjp(_matmul_forward, _matmul_backward)
+
+
+def matmul_gradient(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
+    """[C, O]: the gradient of sum(dy * matmul(x, kernel)) with respect to the kernel."""
+    return jnp.einsum("bhwc,bhwo->co", x_bhwc, dy_bhwo)
+
+
+def matmul_gradient_by_blocks(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
+    """`matmul_gradient`, float32, as a sum of products of blocks of pixels.
+
+    Of all pixels at once XLA turns one of the two in memory, and then multiplies at a third of the speed.
+    """
+    x, dy = x_bhwc.reshape(-1, x_bhwc.shape[-1]), dy_bhwo.reshape(-1, dy_bhwo.shape[-1])
+    pixels = math.gcd(len(x), _PIXELS)
+
+    def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (
+            jax.lax.dynamic_slice_in_dim(x, number * pixels, pixels),
+            jax.lax.dynamic_slice_in_dim(dy, number * pixels, pixels),
+        )
+
+    return _sum_of_products(block, len(x) // pixels, x, dy)
+
+
+def _sum_of_products(
+    block: Callable[[jax.Array], tuple[jax.Array, jax.Array]], count: int, *sources: jax.Array
+) -> jax.Array:
+    """The sum of a^T b over `count` blocks (a, b), in float32."""
+    a, b = jax.eval_shape(block, jnp.int32(0))
+    # From the sources, so that it varies over the devices that they vary over.
+    zero = jnp.zeros((a.shape[1], b.shape[1]), jnp.float32) + 0 * sum(source.ravel()[0] for source in sources)
+
+    def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        a, b = block(number)
+        return total + jnp.matmul(a.T, b, preferred_element_type=jnp.float32), None
+
+    return jax.lax.scan(add, zero, jnp.arange(count))[0]
