@@ -1,0 +1,76 @@
+"""Confidence intervals: the bootstrap over images.
+
+B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3, percentile intervals: a
+split is drawn again and again from its own images, with replacement; of what the figure then is, the middle
+95 % are the interval. Images, not pixels, are drawn: pixels of one image go wrong together. What images do not say,
+how another training run with another seed would score, is not in it; of few images it is too narrow.
+
+Images are drawn within two strata, those with and those without the rarest class that between 10 and 90 % of
+them have, so that every resample holds it as often as the split does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+RESAMPLES, SEED = 2000, 0
+
+_PERCENTILES = (2.5, 97.5)
+_SHARES = (0.1, 0.9)
+_FEWEST = 3
+"""Images of a stratum: a single one would be the same in each resample."""
+_DEFINED = 0.95
+"""Share of the resamples that a figure has to be defined in: a class of one or two images has no interval."""
+_BLOCK = 1 << 22
+
+
+def strata(labelled_nc: np.ndarray) -> np.ndarray:
+    """[N] bool: whether an image has the class that images are drawn by; all False where there is none.
+
+    labelled_nc: labelled pixels of each class in each image.
+    """
+    has_nc = labelled_nc > 0
+    images_c = has_nc.sum(axis=0)
+    count = len(has_nc)
+    fewest = max(_FEWEST, _SHARES[0] * count)
+    fit_c = (images_c >= fewest) & (count - images_c >= _FEWEST) & (images_c <= _SHARES[1] * count)
+    if not fit_c.any():
+        return np.zeros(count, bool)
+    pixels_c = np.where(fit_c, labelled_nc.sum(axis=0), np.inf)
+    return has_nc[:, int(np.argmin(pixels_c))]
+
+
+def resampled_sums(statistics_nk: np.ndarray, stratum_n: np.ndarray) -> np.ndarray:
+    """[RESAMPLES, K] float64: sums over the images of each resample of what adds up over images [N, K].
+
+    The draws follow from SEED, the number of images and their strata alone: figures of two runs on the same
+    images are paired. Whole numbers below 2^53 are summed exactly, in whatever order.
+    """
+    statistics_nk = np.asarray(statistics_nk, np.float64)
+    return np.concatenate([weights_rn @ statistics_nk for weights_rn in _weights(stratum_n)])
+
+
+def intervals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) [...] of what a figure is in each resample [RESAMPLES, ...].
+
+    NaN where it is not defined in too many of them, as for a class of one or two images.
+    """
+    defined = np.isfinite(values).mean(axis=0) >= _DEFINED
+    filled = np.where(defined, values, 0.0)  # nanpercentile warns of what is NaN throughout
+    low, high = np.nanpercentile(filled, _PERCENTILES, axis=0)
+    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+
+
+def _weights(stratum_n: np.ndarray) -> Iterator[np.ndarray]:
+    """[r, N] float64: how often each image is in a resample; block by block, for the memory."""
+    rng = np.random.default_rng(SEED)
+    places = [np.flatnonzero(stratum_n == value) for value in (False, True)]
+    rows = max(1, _BLOCK // len(stratum_n))
+    for start in range(0, RESAMPLES, rows):
+        weights_rn = np.empty((min(rows, RESAMPLES - start), len(stratum_n)))
+        for at in places:
+            if len(at):
+                weights_rn[:, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), len(weights_rn))
+        yield weights_rn
