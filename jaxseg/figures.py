@@ -16,7 +16,8 @@ import numpy as np
 from jaxseg.files import replacing
 from jaxseg.types import IGNORE_LABEL, ClassTable
 
-_INK, _FAINT, _ERROR = "#222222", "#8a8a8a", (255, 190, 0)
+AMBER = (255, 190, 0)
+_INK, _FAINT = "#222222", "#8a8a8a"
 _DPI = 130
 
 
@@ -45,7 +46,7 @@ def error_picture(image_hw3: np.ndarray, label_hw: np.ndarray, prediction_hw: np
     grey_hw = np.where(void_hw, 0.3 * grey_hw, grey_hw)
     rgb_hw3 = np.repeat(grey_hw[..., None], 3, axis=-1)
     wrong_hw = (label_hw != prediction_hw) & ~void_hw
-    rgb_hw3[wrong_hw] = 0.15 * rgb_hw3[wrong_hw] + 0.85 * np.array(_ERROR)
+    rgb_hw3[wrong_hw] = 0.15 * rgb_hw3[wrong_hw] + 0.85 * np.array(AMBER)
     return rgb_hw3.round().astype(np.uint8)
 
 
@@ -118,14 +119,32 @@ def prediction_sheet(
 
     The images are [h, w, 3] (uint8, or float in [0, 1]), labels and predictions [h, w].
     """
-    rows = len(images)
-    height, width = np.asarray(labels[0]).shape
+    tiles = [
+        _tiles(np.asarray(image), np.asarray(label), np.asarray(prediction), classes)
+        for image, label, prediction in zip(images, labels, predictions, strict=True)
+    ]
+    tile_sheet(tiles, ("photo", "truth", "prediction", "errors"), classes, path)
+
+
+def tile_sheet(
+    tiles: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    classes: ClassTable,
+    path: Path,
+    amber: str = "error",
+) -> None:
+    """Write a picture with rows of tiles [h, w, 3] uint8 of one size, a title a column, and a legend.
+
+    amber: what pixels of that colour, AMBER, are.
+    """
+    rows, columns = len(tiles), len(titles)
+    height, width = tiles[0][0].shape[:2]
     tile_width = 2.7
     tile_height = tile_width * height / width
     gap = 0.06
     figure_height = rows * (tile_height + gap) + 0.35 + 0.5
-    figure = _figure(4 * tile_width + 0.3, figure_height)
-    grid = figure.subplots(rows, 4, squeeze=False)
+    figure = _figure(columns * tile_width + 0.3, figure_height)
+    grid = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(
         left=0.012,
         right=0.988,
@@ -135,13 +154,10 @@ def prediction_sheet(
         hspace=gap / tile_height,
     )
     for row in range(rows):
-        tiles = _tiles(
-            np.asarray(images[row]), np.asarray(labels[row]), np.asarray(predictions[row]), classes
-        )
-        for axes, tile in zip(grid[row], tiles, strict=True):
+        for axes, tile in zip(grid[row], tiles[row], strict=True):
             axes.imshow(tile, interpolation="nearest")
             axes.set_axis_off()
-    for axes, name in zip(grid[0], ("photo", "truth", "prediction", "errors"), strict=True):
+    for axes, name in zip(grid[0], titles, strict=True):
         axes.annotate(
             name,
             (0.5, 1),
@@ -153,7 +169,7 @@ def prediction_sheet(
             fontweight="bold",
             color=_INK,
         )
-    _legend(figure, classes)
+    _legend(figure, classes, amber)
     _save(figure, path)
 
 
@@ -363,7 +379,7 @@ def _percent(share: float) -> str:
     return f"{percent:.1f}" if percent < 99.95 else "100"
 
 
-def _legend(figure: Any, classes: ClassTable) -> None:
+def _legend(figure: Any, classes: ClassTable, amber: str) -> None:
     from matplotlib.patches import Patch
 
     handles = [
@@ -372,7 +388,7 @@ def _legend(figure: Any, classes: ClassTable) -> None:
     ]
     handles += [
         Patch(facecolor="black", edgecolor="#5a5a5a", hatch="////", label="void"),
-        Patch(facecolor=_hex(_ERROR), label="error"),
+        Patch(facecolor=_hex(AMBER), label=amber),
     ]
     figure.legend(
         handles=handles,

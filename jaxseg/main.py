@@ -265,6 +265,22 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _preview(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    parser.add_argument("--config", required=True, metavar="FILE[:DATASET]", help="recipe, as for training")
+    parser.add_argument("--count", type=int, default=8, help="of examples (default: 8)")
+    parser.add_argument("--output", type=_path, help="folder (default: runs/DATASET/RECIPE/preview)")
+    parser.epilog = "--config.KEY=VALUE overrides the recipe, e.g. --config.augment.flip=0.5; trains nothing"
+    args, overrides = _parsed(parser, arguments)
+    _set_up()
+    name, _, dataset = args.config.partition(":")
+    config = _with_overrides(_loaded(_recipe_file(name), dataset), overrides)
+    from jaxseg.experiment import Experiment, default_workdir
+    from jaxseg.preview import preview
+
+    preview(Experiment(config), args.output or default_workdir(config) / "preview", args.count)
+    return 0
+
+
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument("--workdir", type=_path, required=True, help="of a trained run")
     parser.add_argument("--split", default="val", help="val (default), test or train")
@@ -358,6 +374,7 @@ def _doctor(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], str]] = {
     "prepare": (_prepare, "check and convert a source once (training does it by itself)"),
+    "preview": (_preview, "look at training data as the train step sees it: a sheet, and class statistics"),
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
     "predict": (_predict, "label photos, or a video, of your own: label maps, overlays, polygons"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxseg import distributed, health, losses, preflight, summary
+from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.experiment import (
@@ -27,6 +27,7 @@ from jaxseg.experiment import (
     parent_config,
     write_config,
 )
+from jaxseg.experiment.sections import class_weights, describe_class_weights
 from jaxseg.files import write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
@@ -383,13 +384,8 @@ def _in_parts(run: Run) -> str:
 
 def _write_class_weights(run: Run, data: Data, workdir: Path) -> None:
     """Prints and keeps the weights of a loss that has them: they come from the data, not from a hand."""
-    names, pixels = data.classes.names, data.pixels("train")
-    written: dict[str, dict[str, float]] = {}
-    for part, section in run.experiment.config.loss.items():
-        if section.weight and "class_weights" in section and section.class_weights != "none":
-            weights = losses.resolve_weights(pixels, section.class_weights, f"loss.{part}.class_weights")
-            assert weights is not None
-            written[part] = dict(zip(names, weights, strict=True))
-            text = ", ".join(f"{name} {weight:.3f}" for name, weight in written[part].items())
-            print(f"Class weights of {part} ({section.class_weights}): {text}")
+    found = class_weights(run.experiment.config.loss, data.classes.names, data.pixels("train"))
+    for text in describe_class_weights(found):
+        print(text)
+    written = {part: weights for part, (_, weights) in found.items()}
     write_json(workdir / "class_weights.json", written)

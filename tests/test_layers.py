@@ -45,6 +45,7 @@ LAYERS = {
     "experiment": 5,
     "predict": 5,
     "score": 6,
+    "preview": 6,
     "trained": 7,
     "loop": 7,
     "doctor": 7,

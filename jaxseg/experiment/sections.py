@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxseg.errors import UsageError, did_you_mean
+from jaxseg.losses import resolve_weights
 from jaxseg.parallel import MeshSize
 
 _KNOWN = (
@@ -45,6 +46,29 @@ def recipe_name(values: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or name in ("", ".", "..") or not set(name).isdisjoint("/\\\0"):
         raise UsageError(f"config key recipe={name!r} is no name of a folder; use letters, digits and _")
     return name
+
+
+def class_weights(
+    loss: Mapping[str, Any], names: Sequence[str], pixels: Sequence[int]
+) -> dict[str, tuple[str, dict[str, float]]]:
+    """(scheme, weight of each class) of the losses in use that weigh classes, by their `pixels` in train."""
+    found = {}
+    for part, section in loss.items():
+        if section["weight"] and "class_weights" in section and section["class_weights"] != "none":
+            scheme = section["class_weights"]
+            weights = resolve_weights(pixels, scheme, f"loss.{part}.class_weights")
+            assert weights is not None
+            found[part] = scheme, dict(zip(names, weights, strict=True))
+    return found
+
+
+def describe_class_weights(found: Mapping[str, tuple[str, Mapping[str, float]]]) -> list[str]:
+    """For people: a line for each loss of `class_weights`."""
+    return [
+        f"Class weights of {part} ({scheme}): "
+        + ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+        for part, (scheme, weights) in found.items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
