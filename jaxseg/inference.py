@@ -151,6 +151,11 @@ def blend(size: tuple[int, int], windows: Iterable[tuple[Window, np.ndarray]]) -
     yield from _strips(seen, size[1], top, size[0])
 
 
+def resized(output_hwc: np.ndarray, size: tuple[int, int]) -> Iterator[Strip]:
+    """Of the one window that is the whole photo, as by default: its output [h, w, C] at the photo's size."""
+    return blend(size, [(Window(0, 0, *size, scale=0, is_alone=True), output_hwc)])
+
+
 def most_probable(probabilities_chw: np.ndarray) -> np.ndarray:
     """Class ids [H, W] uint8; of equal ones the first. A fifth of the time of NumPy's argmax on this axis."""
     best_hw = probabilities_chw[0].copy()

@@ -285,6 +285,22 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument("--workdir", type=_path, required=True, help="of a trained run")
     parser.add_argument("--split", default="val", help="val (default), test or train")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
+    parser.add_argument(
+        "--against",
+        type=_path,
+        metavar="OTHER_WORKDIR",
+        help="compare with another run that was evaluated on the same split: the difference of mIoU and of "
+        "each class's IoU, with its 95 %% interval by a paired bootstrap, and whether it is significant",
+    )
+    parser.description = (
+        f"{parser.description}. Figures are given at the training size and, where the split keeps its labels "
+        "(val and test do), at the photos' own size, to which probabilities are upsampled as `predict` does "
+        "it; the two are not comparable with each other. IoU, F1, precision, recall and accuracy of each "
+        "class, boundary F1 (tolerance 0.75 %% of the diagonal), IoU of small, medium and large objects "
+        "(below 1/300, below 3/100, and more of the image's pixels), calibration error (15 bins); all with "
+        "95 %% intervals by a bootstrap over images. Written to WORKDIR/eval: SPLIT.json, SPLIT_images.npz "
+        "(counts of each image), pictures."
+    )
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
     _add_processes(parser)
     args, overrides = _parsed(parser, arguments)
@@ -294,7 +310,7 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         from jaxseg.score import score_run
 
         config = _with_overrides(read_config(args.workdir), overrides)
-        score_run(config, args.workdir, args.split, which=args.checkpoint)
+        score_run(config, args.workdir, args.split, which=args.checkpoint, against=args.against)
     return 0
 
 

@@ -260,10 +260,20 @@ class Parallel:
         return jax.jit(body, out_shardings=self._sharded())
 
     def compile_probability_step(self, body: ProbabilityStep) -> ProbabilityStep:
-        """The same of whole batches, cut over the devices as in training; one process only."""
+        """The same of whole batches, cut over the devices as in training.
+
+        Of several processes each gives it the whole batch, the same in all, and gets all probabilities.
+        """
         pixels = self._sharded(DATA_AXIS, ROWS_AXIS)
-        step = jax.jit(body, out_shardings=pixels)
-        return lambda state, image_bhwc: step(state, jax.device_put(image_bhwc, pixels))
+        step = jax.jit(body, out_shardings=self._sharded() if several() else pixels)
+
+        def place(image_bhwc: jax.Array | np.ndarray) -> jax.Array:
+            if not several():
+                return jax.device_put(image_bhwc, pixels)
+            whole = np.asarray(image_bhwc)
+            return jax.make_array_from_callback(whole.shape, pixels, lambda index: whole[index])
+
+        return lambda state, image_bhwc: step(state, place(image_bhwc))
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""

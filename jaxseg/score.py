@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import distributed, figures
 from jaxseg.best import best_of
 from jaxseg.checkpoints import Pretrained, newest_meta, read_pretrained, stored_steps
+from jaxseg.data.pipeline import eval_batches
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
+from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, image_file, read_images, write_images
+from jaxseg.evaluate.intervals import check_same_images, compared, figures_json
+from jaxseg.evaluate.measuring import measure
+from jaxseg.evaluate.tables import format_differences, format_figures, named_size
 from jaxseg.experiment import Data, Experiment, Run, check_classes, check_started_alike, plain, told_as_stored
 from jaxseg.files import write_json
 from jaxseg.logs import METRICS_FILE, marked_rows, read_metrics
-from jaxseg.metrics import format_table
+from jaxseg.step import make_probability_step
+from jaxseg.types import IGNORE_LABEL, HostBatch, TrainState
 
 
 def read_learned(workdir: Path, which: str = "best") -> Pretrained:
@@ -38,8 +47,14 @@ def read_learned(workdir: Path, which: str = "best") -> Pretrained:
     return read_pretrained(workdir, best_of(rows).step)
 
 
-def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> None:
-    """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval."""
+def score_run(
+    config: ConfigDict, workdir: Path, split: str, *, which: str, against: Path | None = None
+) -> None:
+    """Scores a stored run on a split and writes figures and pictures to WORKDIR/eval.
+
+    against: the workdir of a run that was scored on the same images before, to compare with. Raises UserError
+    where it was not, before anything is scored.
+    """
     with told_as_stored(workdir):
         experiment = Experiment(config, trains=False)
     with storage_errors(workdir):
@@ -49,11 +64,21 @@ def score_run(config: ConfigDict, workdir: Path, split: str, *, which: str) -> N
     data = experiment.open_data([split])
     check_classes(learned.meta, data.classes, workdir)
     check_started_alike(config, data.contents, split=split)
+    other = None if against is None else read_images(against, split)
+    if other is not None:
+        check_same_images(_scored(data, split, learned.step, {}), other, str(against))
     pixels, images = learned.meta.train_pixels, learned.meta.train_images
     with told_as_stored(workdir):
         run = experiment.build(data.classes, pixels, train_images=images)
     with storage_errors(workdir):
         score(run, data, split, workdir, learned)
+        if other is not None and distributed.is_main():
+            found = compared(read_images(workdir, split), other, str(against))
+            print(
+                f"\n{workdir} (step {learned.step}) minus {against} (step {other.step}) on the same images "
+                f"of {split}: paired bootstrap, 95 % intervals"
+            )
+            print(format_differences(found))
 
 
 def check_model(config: ConfigDict, learned: Pretrained, workdir: Path) -> None:
@@ -67,25 +92,30 @@ def check_model(config: ConfigDict, learned: Pretrained, workdir: Path) -> None:
 def score(
     run: Run, data: Data, split: str, workdir: Path, learned: Pretrained, *, show: bool = True
 ) -> Evaluation:
-    """Evaluates, prints the table, and writes eval/SPLIT.json and the pictures beside it."""
+    """Evaluates, prints the tables, and writes eval/SPLIT.json, the sums of each image and the pictures."""
     distributed.check_same_files({"the step": learned.step, "its parameters": learned.digest})
     state = run.inference_state(learned.variables)
     result = run.evaluate(data, split, state)
-    if show:
-        print(
-            f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, "
-            f"loss {result.loss:.4f}:"
-        )
-        print(format_table(run.classes.names, {"IoU": result.scores}))
+    sizes = _measured(run, data, split, state, result)
     images, labels, predictions = run.samples(data, split, state, 6)
     if not distributed.is_main():
         return result
     out = workdir / "eval"
     row = to_json(result, split=split, classes=run.classes, step=learned.step, **data.hashes)
+    of_sizes = {size: figures_json(images, run.classes.names) for size, images in sizes.items()}
+    row["figures"] = {size: of_sizes[size] if size in of_sizes else None for size in (TRAINING, SOURCE)}
+    write_images(image_file(workdir, split), _scored(data, split, learned.step, sizes))
     write_json(out / f"{split}.json", row)
+    if show:
+        print(
+            f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, "
+            f"loss {result.loss:.4f}. 95 % intervals: bootstrap over images (another seed of training is not "
+            "in them)"
+        )
+        _print_figures(row["figures"], split)
     figures.confusion(result.confusion_cc, run.classes, out / f"{split}_confusion.png")
     figures.prediction_sheet(images, labels, predictions, run.classes, out / f"{split}_sheet.png")
-    written = f"{out}/{split}.json, {split}_sheet.png, {split}_confusion.png"
+    written = f"{out}/{split}.json, {split}_images.npz, {split}_sheet.png, {split}_confusion.png"
     try:
         figures.curves(read_metrics(workdir), workdir / "curves.png", run.classes)
         written += f" and {workdir}/curves.png"
@@ -93,6 +123,75 @@ def score(
         print(f"Warning: {e}; curves.png is not drawn", file=sys.stderr)
     print(f"Written: {written}")
     return result
+
+
+def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evaluation) -> dict[str, Images]:
+    """`Images` by size; nothing in a process that only runs the model. All have to call it."""
+    records, experiment = data.records[split], run.experiment
+    batches = eval_batches(
+        records,
+        batch_size=experiment.evaluate.batch_size,
+        void_class=data.void_class,
+        reading=experiment.reading,
+    )
+
+    def source_label(example_id: int) -> np.ndarray:
+        label_hw = records.source_label(example_id)
+        if data.void_class is None:
+            return label_hw
+        return np.where(label_hw == IGNORE_LABEL, np.uint8(data.void_class), label_hw)
+
+    step = experiment.parallel.compile_probability_step(make_probability_step(run.model))
+    sizes = measure(
+        partial(step, state),
+        _together(batches),
+        len(run.classes.names),
+        count=len(records),
+        source_label=source_label if records.has_source_labels else None,
+        only_runs=not distributed.is_main(),
+    )
+    if not sizes:
+        return {}
+    # What was counted on the devices is what today's and yesterday's files hold, to the pixel.
+    training = dataclasses.replace(sizes[TRAINING], confusion=result.confusion_ncc)
+    if SOURCE in sizes and sizes[SOURCE] is sizes[TRAINING]:
+        sizes[SOURCE] = training
+    return {**sizes, TRAINING: training}
+
+
+def _together(batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
+    """The same; all processes meet before each one, since the first also measures and falls behind."""
+    for batch in batches:
+        distributed.meet()
+        yield batch
+
+
+def _scored(data: Data, split: str, step: int, sizes: dict[str, Images]) -> Scored:
+    manifest = data.manifests[split]
+    return Scored(
+        split=split,
+        step=step,
+        classes=data.classes.names,
+        mapping_hash=manifest.mapping_hash,
+        example_ids=np.arange(manifest.count, dtype=np.int32),
+        example_names=manifest.example_ids,
+        sizes=sizes,
+    )
+
+
+def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
+    training, source = of_sizes[TRAINING], of_sizes[SOURCE]
+    print(format_figures(training, TRAINING))
+    if not np.any(training["confusion_matrix"]):
+        print(f"Warning: no pixel of {split} has a class, all of it is void: there is nothing to score")
+    if source is None:
+        print(f"At the source size: n/a, {split} is prepared without labels of that size")
+    elif source["size"] == training["size"]:
+        print(f"At the {named_size(source, SOURCE)}: the same, since that is the training size")
+    else:
+        print(format_figures(source, SOURCE))
+    if any(f["iou"]["value"] is None for f in training["classes"].values()):
+        print("n/a: there is nothing to divide by; means leave it out")
 
 
 def _check_writable(workdir: Path) -> None:

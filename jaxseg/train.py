@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
 from jaxseg.errors import UsageError, UserError, storage_errors
+from jaxseg.evaluate import Evaluation
+from jaxseg.evaluate.intervals import differences
 from jaxseg.experiment import (
     Data,
     Experiment,
@@ -33,7 +35,7 @@ from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
-from jaxseg.metrics import Scores, format_table
+from jaxseg.metrics import format_table
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
@@ -269,16 +271,22 @@ def first_state(
 def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, parent_dir: Path | None) -> None:
     """Scores the best checkpoint on val, beside the parent's, and draws what people look at."""
     learned = read_learned(workdir)
-    columns: dict[str, Scores] = {}
+    columns: dict[str, Evaluation] = {}
     same_classes = parent is not None and parent.meta.classes_hash == data.hashes["classes_hash"]
     if parent is not None and parent_dir is not None and same_classes:
         state = run.inference_state(parent.variables)
-        columns[parent_dir.resolve().name] = run.evaluate(data, "val", state).scores
+        columns[parent_dir.resolve().name] = run.evaluate(data, "val", state)
     result = score(run, data, "val", workdir, learned, show=not columns)
     if columns:
-        columns[workdir.resolve().name] = result.scores
-        print("\nParent and fine-tune on val, each at its best checkpoint:")
-        print(format_table(run.classes.names, columns))
+        [before] = columns.values()
+        columns[workdir.resolve().name] = result
+        height, width = run.experiment.dataset.image_size
+        print(
+            f"\nParent and fine-tune on val, each at its best checkpoint (training size, {width}x{height}):"
+        )
+        print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
+        change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names)
+        print(f"{change} (percent points, 95 % interval of a paired bootstrap over images)")
 
 
 def _checked(

@@ -142,6 +142,12 @@ class Records:
                 "example_id": np.int32(features["example_id"].int64_list.value[0]),
             }
 
+    @property
+    def has_source_labels(self) -> bool:
+        """Whether `source_label` has any; train has none."""
+        with self._features(0) as features:
+            return "source_label" in features
+
     def source_label(self, index: int) -> np.ndarray:
         """[H, W] uint8 label at source size. Raises UserError for train, which has none."""
         with self._features(index) as features:

@@ -1,0 +1,205 @@
+"""Figures of a split with their 95 % intervals, and the difference of two runs on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxseg.errors import UserError
+from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored
+from jaxseg.metrics.bootstrap import RESAMPLES, SEED, intervals, resampled_sums, strata
+from jaxseg.metrics.calibration import expected_calibration_error
+from jaxseg.metrics.object_size import SIZES, iou_by_size
+from jaxseg.metrics.ratios import Counts, class_ratios, mean_over_classes, ratio, whole_ratios
+
+
+class Figure(NamedTuple):
+    """A value with its 95 % interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def figures_json(images: Images, classes: Sequence[str]) -> dict[str, Any]:
+    """What eval/SPLIT.json holds of one size: `whole` and `classes` by name, each {value, low, high}."""
+    found = figures(images)
+    rows = {name: figure._asdict() for name, figure in found.items() if isinstance(figure, Figure)}
+    labelled_nc = images.labelled
+    of_classes = {}
+    for c, class_name in enumerate(classes):
+        of_class: dict[str, Any] = {
+            name: figure[c]._asdict() for name, figure in found.items() if not isinstance(figure, Figure)
+        }
+        of_class |= {"pixels": int(labelled_nc[:, c].sum()), "images": int((labelled_nc[:, c] > 0).sum())}
+        of_classes[class_name] = {name.removeprefix("class_"): value for name, value in of_class.items()}
+    return {
+        "size": None if images.one_size is None else list(images.one_size),
+        "images": len(images.size),
+        "seed": SEED,
+        "resamples": RESAMPLES,
+        "whole": rows,
+        "classes": of_classes,
+        "confusion_matrix": images.confusion.sum(axis=0).tolist(),
+    }
+
+
+def figures(images: Images) -> dict[str, Figure | list[Figure]]:
+    """By name; a list, one a class, under names that begin with `class_`. One image has no intervals."""
+    statistics = _statistics(images)
+    values = _figures({name: value.sum(axis=0) for name, value in statistics.items()})
+    lows, highs = {}, {}
+    for name, drawn in _figures(_resampled(statistics, strata(images.labelled))).items():
+        lows[name], highs[name] = intervals(drawn)
+    alone = len(images.size) < 2
+    return {
+        name: _figure(values[name], *((np.nan, np.nan) if alone else (lows[name], highs[name])))
+        for name in values
+    }
+
+
+class Difference(NamedTuple):
+    """Of a figure between two runs, the second subtracted from the first."""
+
+    name: str
+    change: Figure
+
+    def __str__(self) -> str:
+        value, low, high = self.change
+        if value is None:
+            return f"n/a  {self.name}: not defined for both"
+        shown = f"{_points(value, '+')} {self.name}"
+        if low is None or high is None:
+            return f"{shown}: too few images to say more"
+        verdict = "not significant" if low <= 0.0 <= high else "significant"
+        return f"{shown} [{_points(low)}, {_points(high)}]: {verdict}"
+
+
+def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) -> list[Difference]:
+    """Paired bootstrap of mIoU and of each class's IoU, from confusion matrices [N, C, C] of the same images.
+
+    Both runs are scored on the same resamples, so that what is hard for both cancels out.
+    """
+    stratum_n = strata(ours.sum(axis=-1))
+    values, drawn = [], []
+    for confusion in (ours, theirs):
+        counts = {"counts": np.stack(Counts.of(confusion), axis=1)}
+        values.append(_ious(counts["counts"].sum(axis=0)))
+        drawn.append(_ious(_resampled(counts, stratum_n)["counts"]))
+    low, high = intervals(drawn[0] - drawn[1])
+    if len(ours) < 2:
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    names = ["mIoU", *(f"IoU of {name}" for name in classes)]
+    changes = _figure(values[0] - values[1], low, high)
+    assert isinstance(changes, list)
+    return [Difference(name, change) for name, change in zip(names, changes, strict=True)]
+
+
+def check_same_images(ours: Scored, theirs: Scored, where: str) -> None:
+    """Raises UserError unless both are of the same images, classes and mapping; `where` theirs lie."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "split": (ours.split, theirs.split),
+        "classes": (ours.classes, theirs.classes),
+        "mapping of the labels": (ours.mapping_hash, theirs.mapping_hash),
+        "images": (ours.example_names, theirs.example_names),
+        "example ids": (ours.example_ids.tolist(), theirs.example_ids.tolist()),
+    }
+    for name, (mine, other) in pairs.items():
+        if mine != other:
+            raise UserError(
+                f"{where} was scored on another {name}: {_apart(other, mine)}; only figures of the same "
+                "images can be compared"
+            )
+
+
+def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Difference]]:
+    """`differences` at each size that both were scored at. Raises UserError where there is none."""
+    check_same_images(ours, theirs, where)
+    found = {}
+    for size in (TRAINING, SOURCE):
+        if size not in ours.sizes or size not in theirs.sizes:
+            continue
+        mine, other = ours.sizes[size], theirs.sizes[size]
+        if not np.array_equal(mine.size, other.size):
+            continue
+        if not np.array_equal(mine.labelled, other.labelled):
+            at = np.flatnonzero((mine.labelled != other.labelled).any(axis=1))[0]
+            raise UserError(
+                f"{where} was scored on other labels of {ours.example_names[at]} at the {size}: another "
+                "dataset.void, or other data; evaluate both on the same"
+            )
+        found[size] = differences(mine.confusion, other.confusion, ours.classes)
+    if not found:
+        raise UserError(
+            f"{where} was trained at another dataset.image_size, and {ours.split} has no labels at source "
+            "size: there is nothing to compare; val and test have them"
+        )
+    return found
+
+
+def _statistics(images: Images) -> dict[str, np.ndarray]:
+    """[N, ...] each, all that figures are made of; adds up over images."""
+    return {
+        "counts": np.stack(Counts.of(images.confusion), axis=1),
+        "boundary": np.stack(
+            [np.nan_to_num(images.boundary_f1), ~np.isnan(images.boundary_f1)], axis=1
+        ).astype(np.float64),
+        "calibration": images.calibration,
+        "objects": images.objects,
+    }
+
+
+def _resampled(statistics: Mapping[str, np.ndarray], stratum_n: np.ndarray) -> dict[str, np.ndarray]:
+    """The sums of each resample: [RESAMPLES, ...]."""
+    flat = [value.reshape(len(value), -1) for value in statistics.values()]
+    sums = resampled_sums(np.concatenate(flat, axis=1), stratum_n)
+    parts = np.split(sums, np.cumsum([part.shape[1] for part in flat])[:-1], axis=1)
+    return {
+        name: part.reshape(len(part), *value.shape[1:])
+        for (name, value), part in zip(statistics.items(), parts, strict=True)
+    }
+
+
+def _figures(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of sums [..., ...]: of the whole [...], and under `class_` of each class [..., C]."""
+    counts = Counts(*np.moveaxis(sums["counts"], -2, 0))
+    boundary_c = ratio(*np.moveaxis(sums["boundary"], -2, 0))
+    of_class = class_ratios(counts) | {"boundary_f1": boundary_c}
+    by_size = iou_by_size(sums["objects"])
+    of_class |= {f"iou_{size}": by_size[..., i] for i, size in enumerate(SIZES)}
+    whole = whole_ratios(counts) | {
+        "boundary_f1": mean_over_classes(boundary_c),
+        "ece": expected_calibration_error(sums["calibration"]),
+    }
+    return whole | {f"class_{name}": value for name, value in of_class.items()}
+
+
+def _ious(counts: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> [..., 1 + C]: mIoU, then the IoU of each class."""
+    iou = class_ratios(Counts(*np.moveaxis(counts, -2, 0)))["iou"]
+    return np.concatenate([mean_over_classes(iou)[..., None], iou], axis=-1)
+
+
+def _figure(value: Any, low: Any, high: Any) -> Any:
+    """A Figure of scalars, a list of them of vectors."""
+    triple = np.stack(np.broadcast_arrays(value, low, high), axis=-1)
+    if triple.ndim > 1:
+        return [_figure(*row) for row in triple]
+    value, low, high = (float(number) if np.isfinite(number) else None for number in triple)
+    return Figure(value, low, high)
+
+
+def _points(share: float, sign: str = "") -> str:
+    """In percent points; never -0.0."""
+    return format(round(100 * share, 1) + 0.0, f"{sign}.1f")
+
+
+def _apart(theirs: Any, ours: Any) -> str:
+    """The first thing in which two differ."""
+    if isinstance(theirs, str):
+        return f"{theirs[:16]}, not {ours[:16]}"
+    if len(theirs) != len(ours):
+        return f"{len(theirs)}, not {len(ours)}"
+    return next(f"{a}, not {b}" for a, b in zip(theirs, ours, strict=True) if a != b)
