@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxseg import supervise
-from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, did_you_mean, say, shortened
+from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, say, shortened
 from jaxseg.printing import NobodyReads, told_streams
 from jaxseg.process import drop_late_reads, open_streams, use_large_pages
 from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, heard, held
@@ -272,8 +272,7 @@ def _preview(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.epilog = "--config.KEY=VALUE overrides the recipe, e.g. --config.augment.flip=0.5; trains nothing"
     args, overrides = _parsed(parser, arguments)
     _set_up()
-    name, _, dataset = args.config.partition(":")
-    config = _with_overrides(_loaded(_recipe_file(name), dataset), overrides)
+    config = _recipe(args.config, overrides)
     from jaxseg.experiment import Experiment, default_workdir
     from jaxseg.preview import preview
 
@@ -289,17 +288,14 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         "--against",
         type=_path,
         metavar="OTHER_WORKDIR",
-        help="compare with another run that was evaluated on the same split: the difference of mIoU and of "
-        "each class's IoU, with its 95 %% interval by a paired bootstrap, and whether it is significant",
+        help="another run, evaluated on the same split: whether they differ, by a paired bootstrap",
     )
     parser.description = (
-        f"{parser.description}. Figures are given at the training size and, where the split keeps its labels "
-        "(val and test do), at the photos' own size, to which probabilities are upsampled as `predict` does "
-        "it; the two are not comparable with each other. IoU, F1, precision, recall and accuracy of each "
-        "class, boundary F1 (tolerance 0.75 %% of the diagonal), IoU of small, medium and large objects "
-        "(below 1/300, below 3/100, and more of the image's pixels), calibration error (15 bins); all with "
-        "95 %% intervals by a bootstrap over images. Written to WORKDIR/eval: SPLIT.json, SPLIT_images.npz "
-        "(counts of each image), pictures."
+        f"{parser.description}. At the training size and, where the split keeps its labels (val, test), at "
+        "the photos' own; the two are not comparable. IoU, F1, precision, recall, boundary F1 (tolerance "
+        "0.75 %% of the diagonal) of each class, IoU by size of objects (below 1/300, 3/100 of the image, "
+        "more), calibration error; with 95 %% intervals by a bootstrap over images. Written to WORKDIR/eval: "
+        "SPLIT.json, SPLIT_images.npz, pictures."
     )
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
     _add_processes(parser)
@@ -367,7 +363,6 @@ def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     add_flags(parser, _path)
     args, overrides = _parsed(parser, arguments)
     options = read_flags(args)
-    path, _, dataset = args.config.partition(":")
     if options.against_torch:
         # Else jax would take three quarters of a GPU's memory before PyTorch has any.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -375,8 +370,7 @@ def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.benchmark.measures import benchmark
     from jaxseg.experiment import Experiment
 
-    experiment = Experiment(_with_overrides(_loaded(_recipe_file(path), dataset), overrides))
-    benchmark(experiment, options, args.output)
+    benchmark(Experiment(_recipe(args.config, overrides)), options, args.output)
     return 0
 
 
@@ -442,6 +436,11 @@ def _recipe_file(name: str) -> Path:
     raise UsageError(f"--config={name} is {'a folder' if is_folder else 'not there'}; {hint}")
 
 
+def _recipe(named: str, overrides: Sequence[str]) -> Any:
+    path, _, dataset = named.partition(":")
+    return _with_overrides(_loaded(_recipe_file(path), dataset), overrides)
+
+
 def _loaded(file: Path, dataset: str) -> Any:
     from jaxseg.experiment import load_recipe
 
@@ -449,30 +448,9 @@ def _loaded(file: Path, dataset: str) -> Any:
 
 
 def _with_overrides(config: Any, overrides: Sequence[str]) -> Any:
-    """The config with --config.KEY=VALUE applied; a value has the type that the config gives its key."""
-    from absl import flags
-    from ml_collections import config_flags
+    from jaxseg.overrides import with_overrides
 
-    for override in overrides:
-        _check_key(config, override.split("=", 1)[0].removeprefix("--config."))
-    values = flags.FlagValues()
-    argv = ["jaxseg", *overrides]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        values(argv)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
-        raise UsageError(" ".join(str(e).split())) from None
-    return values["config"].value
-
-
-def _check_key(config: Any, path: str) -> None:
-    """Raises UsageError, with the nearest key, for one that the config does not have."""
-    section, seen = config, ""
-    for name in path.split("."):
-        keys = list(section.keys()) if hasattr(section, "keys") else []
-        if name not in keys:
-            raise UsageError(f"config key {path} is not known; {did_you_mean(name, keys, seen)}")
-        section, seen = section[name], f"{seen}{name}."
+    return with_overrides(config, overrides)
 
 
 def _set_up() -> None:

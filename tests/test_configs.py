@@ -10,7 +10,7 @@ import pytest
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UsageError
 from jaxseg.experiment import Data, Experiment, load_recipe
-from jaxseg.main import _with_overrides
+from jaxseg.overrides import with_overrides
 from jaxseg.parallel import Parallel
 from jaxseg.types import IGNORE_LABEL, Batch
 
@@ -80,7 +80,7 @@ def test_whether_a_resumed_run_is_exact_is_said(monkeypatch, platform, flags, is
 
 
 def test_multipliers_of_paths_with_dots_are_given_as_pairs():
-    config = _with_overrides(
+    config = with_overrides(
         load_recipe(CONFIGS / "scratch.py", "streets"),
         [
             "--config.optim.multipliers=(('^down.*', 0.1), ('head', 2))",
@@ -190,7 +190,8 @@ def test_the_flops_of_a_step_are_those_of_the_whole_batch(monkeypatch):
         run = built("scratch", "streets", **TINY, **change)
         flops.append(run.step_cost(jax.eval_shape(run.first_state)).flops)
     assert flops[0] > 1e6
-    assert flops == [flops[0]] * 4
+    # Up to the few that walk over blocks, where gradients of kernels are taken by blocks.
+    assert flops == [pytest.approx(flops[0], rel=1e-4)] * 4
 
 
 class ReadRecords:

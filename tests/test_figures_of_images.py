@@ -79,11 +79,7 @@ def test_a_border_that_is_moved(shift, expected):
 
 
 def test_precision_and_recall_of_a_boundary_by_hand():
-<<<<<<< HEAD
-    """In 40 rows of 60 the tolerance is 0.54: pixels have to coincide. 10 rows are cut elsewhere."""
-=======
     """In 40 rows of 60 the tolerance is 0.54: pixels have to coincide. The last 10 rows are cut elsewhere."""
->>>>>>> 4f08410 (evaluate gives every figure with a 95 % interval, at the training size and at the photos' own, and compares two runs on the same images)
     label, guess = halves(40, 60, 30), halves(40, 60, 30)
     guess[30:] = halves(10, 60, 50)
     # Class 0. Labelled: 40. Predicted: 40, and 19 more in row 30 (30..48), above which class 1 begins;

@@ -9,7 +9,8 @@ from PIL import Image
 
 from jaxseg import preview
 from jaxseg.experiment import Experiment, load_recipe
-from jaxseg.main import _with_overrides, main
+from jaxseg.main import main
+from jaxseg.overrides import with_overrides
 from jaxseg.types import ClassTable
 from tests.dataset_fakes import TINY_RUN, write_camvid
 from tests.faults.runs import ROOT
@@ -27,7 +28,7 @@ def flags(tmp_path_factory):
 
 def _experiment(flags):
     recipe = load_recipe(ROOT / "configs" / "finetune_dice.py", "camvid")
-    return Experiment(_with_overrides(recipe, flags[1:]))
+    return Experiment(with_overrides(recipe, flags[1:]))
 
 
 def _data(flags):

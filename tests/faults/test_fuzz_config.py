@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxseg import experiment, losses, main, models, optim
 from jaxseg.experiment.sections import splat
+from jaxseg.overrides import with_overrides
 from tests.faults.tally import CASES, run_case, tallied
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +94,7 @@ def test_config_overrides(monkeypatch, capfd):
 
     def read(flags):
         _, overridden = main._parsed(parser, flags)
-        config = main._with_overrides(RECIPE.copy_and_resolve_references(), overridden)
+        config = with_overrides(RECIPE.copy_and_resolve_references(), overridden)
         built = experiment.Experiment(config)
         # What a run builds from the config before it touches data, without tracing the model.
         values = experiment.with_tuples(experiment.plain(config))

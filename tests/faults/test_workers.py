@@ -178,7 +178,9 @@ def test_a_group_that_prepares_is_told_to_stop(many, tmp_path, number, moment, m
         assert leader.wait(30) == 75, printed.read_text()
         until(lambda: not others(leader), seconds=5)
     said = printed.read_text()
-    assert said.startswith(f"jaxseg: {number.name}: ") and said.count("\n") == 1, said
+    # On a machine that is busy the workers' start may outlast the grace that a signal gives.
+    causes = f"jaxseg: {number.name}: ", "jaxseg: ended in the middle of a computation; "
+    assert said.startswith(causes) and said.count("\n") == 1, said
     assert [p.name for p in prepared.rglob("*") if p.is_dir() and p.name != "folder"] == []
 
 
