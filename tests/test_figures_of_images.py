@@ -217,7 +217,7 @@ def test_the_nearest_object_is_that_of_a_search_through_all_pixels():
         sizes = [int(300 * a >= 2000) + int(100 * a >= 6000) for a in areas[objects[objects > 0]]]
         nearest = np.zeros(3, int)
         for pixel in np.argwhere((guess == c) & (label != c)):
-            distance = ((places - pixel) ** 2).sum(axis=1)
+            distance = np.abs(places - pixel).max(axis=1)
             nearest[min(s for s, d in zip(sizes, distance, strict=True) if d == distance.min())] += 1
         assert counts[c, :, 2].tolist() == nearest.tolist()
 

@@ -190,7 +190,6 @@ def test_equal_evaluations_write_equal_files_whatever_the_clock(place, monkeypat
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--config.parallel.mode=sharded",),
         ("--config.parallel.mode=pmap",),
         ("--config.parallel.mode=sharded", "--config.parallel.mesh.rows=2"),
         ("--config.evaluate.batch_size=3",),

@@ -4,8 +4,8 @@ An object is an 8-connected component of a class in the label. It is small below
 medium from there to below 3/100, else large: COCO's 32^2 and 96^2 pixels (T.-Y. Lin et al., ECCV 2014) of a
 photo of 640x480, so that a photo's size does not matter. Of a class and a size, IoU = TP / (TP + FN + FP):
 TP and FN are pixels of its objects; FP, predicted as the class where another is labelled, belong to the size
-of the nearest object of the class in the image (of equally near ones the smaller), and in an image without
-one to none: they lower the IoU of the class, and that of no size.
+of the nearest object of the class in the image, in steps to any of eight neighbours (of equally near ones the
+smaller), and in an image without one to none: they lower the IoU of the class, and that of no size.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ def object_counts(label_hw: np.ndarray, prediction_hw: np.ndarray, num_classes: 
 
     counts = np.zeros((num_classes, len(SIZES), 3), np.int64)
     wrong_hw = (label_hw != prediction_hw) & (label_hw != IGNORE_LABEL)
-    # find_objects gives the box of each value; 0 is none to it, so that classes count from 1, and void is 0.
-    boxes = ndimage.find_objects((label_hw + np.uint8(1)).astype(np.int32), max_label=num_classes)
-    for class_id, box in enumerate(boxes):
-        if box is None:
+    # find_objects gives the box of each value, 0 left out: classes count from 1 here, and void from 256.
+    of_labels, of_predictions = (
+        ndimage.find_objects(class_hw.astype(np.int32) + 1, max_label=num_classes)
+        for class_hw in (label_hw, prediction_hw)
+    )
+    for class_id, (of_label, of_prediction) in enumerate(zip(of_labels, of_predictions, strict=True)):
+        if of_label is None:
             continue
+        box = of_label if of_prediction is None else _union(of_label, of_prediction)
         size_hw = _sizes(label_hw[box] == class_id, label_hw.size)
-        is_hit_hw = prediction_hw[box] == class_id
+        is_predicted_hw = prediction_hw[box] == class_id
         for size in range(len(SIZES)):
-            hit_n = is_hit_hw[size_hw == size]
+            hit_n = is_predicted_hw[size_hw == size]
             counts[class_id, size, :2] = hit_n.sum(), (~hit_n).sum()
-        false_n2 = np.argwhere(wrong_hw & (prediction_hw == class_id))
-        origin = [rows.start for rows in box]
-        counts[class_id, :, 2] = np.bincount(_nearest(size_hw, false_n2 - origin), minlength=len(SIZES))
+        nearest_n = _nearest(size_hw, wrong_hw[box] & is_predicted_hw)
+        counts[class_id, :, 2] = np.bincount(nearest_n, minlength=len(SIZES))
     return counts
 
 
@@ -62,21 +65,17 @@ def _sizes(is_class_hw: np.ndarray, image_pixels: int) -> np.ndarray:
     return sizes[object_hw]
 
 
-def _nearest(size_hw: np.ndarray, pixels_n2: np.ndarray) -> np.ndarray:
-    """[n]: the size of the object that is nearest to each pixel (row, column), by Euclidean distance."""
-    from scipy.spatial import KDTree
+def _nearest(size_hw: np.ndarray, false_hw: np.ndarray) -> np.ndarray:
+    """[n]: of each pixel of `false_hw` the size of the nearest object."""
+    from scipy import ndimage
 
     there = [size for size in range(len(SIZES)) if (size_hw == size).any()]
-    if len(there) == 1 or not len(pixels_n2):
-        return np.full(len(pixels_n2), there[0])
-    distances = [KDTree(_edge(size_hw == size)).query(pixels_n2)[0] for size in there]
+    count = np.count_nonzero(false_hw)
+    if len(there) == 1 or not count:
+        return np.full(count, there[0])
+    distances = [ndimage.distance_transform_cdt(size_hw != size, "chessboard")[false_hw] for size in there]
     return np.array(there)[np.argmin(distances, axis=0)]
 
 
-def _edge(is_object_hw: np.ndarray) -> np.ndarray:
-    """[n, 2]: the pixels with another beside them; the nearest one to a pixel outside is always of these."""
-    inside_hw = np.zeros_like(is_object_hw)
-    inside_hw[1:-1, 1:-1] = (
-        is_object_hw[:-2, 1:-1] & is_object_hw[2:, 1:-1] & is_object_hw[1:-1, :-2] & is_object_hw[1:-1, 2:]
-    )
-    return np.argwhere(is_object_hw & ~inside_hw)
+def _union(one: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
