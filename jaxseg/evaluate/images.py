@@ -105,7 +105,7 @@ def write_images(path: Path, scored: Scored) -> None:
         arrays |= {f"{prefix}_{name}": value for name, value in vars(images).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 def read_images(workdir: Path, split: str) -> Scored:
@@ -113,7 +113,7 @@ def read_images(workdir: Path, split: str) -> Scored:
     path = image_file(workdir, split)
     command = f"jaxseg evaluate --workdir={workdir} --split={split}"
     try:
-        with storage_errors(path), np.load(path, allow_pickle=False) as file:
+        with storage_errors(path), np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         sizes = {}
         for size in (TRAINING, SOURCE):

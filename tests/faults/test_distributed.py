@@ -185,6 +185,9 @@ def test_two_processes_are_one(place, pair):
         np.subtract(scored(pair)["confusion_matrix"], scored(place / "single")["confusion_matrix"])
     )
     assert moved.sum() <= 2, "argmax may tip at a tie"
+    ours, theirs = (scored(run)["figures"]["source size"] for run in (pair, place / "single"))
+    moved = np.abs(np.subtract(ours["confusion_matrix"], theirs["confusion_matrix"]))
+    assert moved.sum() <= 2 and ours["images"] == 5
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here")
