@@ -163,7 +163,7 @@ def _meeting(arguments: Sequence[str]) -> str:
 def _run(arguments: list[str], stop: StopSignal) -> int:
     is_training = bool(arguments) and arguments[0].startswith("-")
     if not arguments or arguments[0] == "help" or (is_training and {"-h", "--help"} & set(arguments)):
-        lines = (f"  jaxseg {name:<13} {about}" for name, (_, about) in _COMMANDS.items())
+        lines = (f"  jaxseg {name:<15} {about}" for name, (_, about) in _COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if is_training:
@@ -310,6 +310,20 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _occlusion_curve(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    from jaxseg.occlusion.options import add_flags, read_flags
+
+    add_flags(parser, _path)
+    args, overrides = _parsed(parser, arguments)
+    options = read_flags(args)
+    _set_up()
+    from jaxseg.experiment import read_config
+    from jaxseg.occlusion.curve import occlusion_curve
+
+    occlusion_curve([(_with_overrides(read_config(w), overrides), w) for w in args.workdir], options)
+    return 0
+
+
 def _predict(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.predict.options import add_flags, read_flags
 
@@ -386,6 +400,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
     "prepare": (_prepare, "check and convert a source once (training does it by itself)"),
     "preview": (_preview, "look at training data as the train step sees it: a sheet, and class statistics"),
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
+    "occlusion-curve": (_occlusion_curve, "how well a class is found where its objects are partly covered"),
     "predict": (_predict, "label photos, or a video, of your own: label maps, overlays, polygons"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),

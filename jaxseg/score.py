@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -55,21 +55,10 @@ def score_run(
     against: the workdir of a run that was scored on the same images before, to compare with. Raises UserError
     where it was not, before anything is scored.
     """
-    with told_as_stored(workdir):
-        experiment = Experiment(config, trains=False)
-    with storage_errors(workdir):
-        _check_writable(workdir)
-    learned = read_learned(workdir, which)
-    check_model(config, learned, workdir)
-    data = experiment.open_data([split])
-    check_classes(learned.meta, data.classes, workdir)
-    check_started_alike(config, data.contents, split=split)
+    run, data, learned = open_run(config, workdir, split, which)
     other = None if against is None else read_images(against, split)
     if other is not None:
         check_same_images(_scored(data, split, learned.step, {}), other, str(against))
-    pixels, images = learned.meta.train_pixels, learned.meta.train_images
-    with told_as_stored(workdir):
-        run = experiment.build(data.classes, pixels, train_images=images)
     with storage_errors(workdir):
         score(run, data, split, workdir, learned)
         if other is not None and distributed.is_main():
@@ -79,6 +68,34 @@ def score_run(
                 f"of {split}: paired bootstrap, 95 % intervals"
             )
             print(format_differences(found))
+
+
+class Opened(NamedTuple):
+    """A stored run with what is needed to score it."""
+
+    run: Run
+    data: Data
+    learned: Pretrained
+
+
+def open_run(config: ConfigDict, workdir: Path, split: str, which: str = "best") -> Opened:
+    """The run in `workdir`, its `best` or `latest` checkpoint, and a split of its data.
+
+    Raises UserError where one of them is missing, they don't fit together, or WORKDIR/eval can't be written.
+    """
+    with told_as_stored(workdir):
+        experiment = Experiment(config, trains=False)
+    with storage_errors(workdir):
+        _check_writable(workdir)
+    learned = read_learned(workdir, which)
+    check_model(config, learned, workdir)
+    data = experiment.open_data([split])
+    check_classes(learned.meta, data.classes, workdir)
+    check_started_alike(config, data.contents, split=split)
+    pixels, images = learned.meta.train_pixels, learned.meta.train_images
+    with told_as_stored(workdir):
+        run = experiment.build(data.classes, pixels, train_images=images)
+    return Opened(run, data, learned)
 
 
 def check_model(config: ConfigDict, learned: Pretrained, workdir: Path) -> None:

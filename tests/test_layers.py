@@ -47,6 +47,7 @@ LAYERS = {
     "predict": 5,
     "score": 6,
     "preview": 6,
+    "occlusion": 7,
     "trained": 7,
     "loop": 7,
     "doctor": 7,
@@ -114,7 +115,16 @@ def test_a_planted_upward_import_is_found():
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_configs_and_devices_are_named_in_their_places_only(path):
     source = path.read_text()
-    if _noun(path) not in ("experiment", "main", "overrides", "replay", "score", "train", "trained"):
+    if _noun(path) not in (
+        "experiment",
+        "main",
+        "occlusion",
+        "overrides",
+        "replay",
+        "score",
+        "train",
+        "trained",
+    ):
         assert "ml_collections" not in source
     if _noun(path) not in ("parallel", "distributed", "summary", "doctor"):
         assert "jax.devices" not in source

@@ -55,7 +55,7 @@ def figures(images: Images) -> dict[str, Figure | list[Figure]]:
         lows[name], highs[name] = intervals(drawn)
     alone = len(images.size) < 2
     return {
-        name: _figure(values[name], *((np.nan, np.nan) if alone else (lows[name], highs[name])))
+        name: figure_of(values[name], *((np.nan, np.nan) if alone else (lows[name], highs[name])))
         for name in values
     }
 
@@ -92,7 +92,7 @@ def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) ->
     if len(ours) < 2:
         low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     names = ["mIoU", *(f"IoU of {name}" for name in classes)]
-    changes = _figure(values[0] - values[1], low, high)
+    changes = figure_of(values[0] - values[1], low, high)
     assert isinstance(changes, list)
     return [Difference(name, change) for name, change in zip(names, changes, strict=True)]
 
@@ -182,11 +182,11 @@ def _ious(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([mean_over_classes(iou)[..., None], iou], axis=-1)
 
 
-def _figure(value: Any, low: Any, high: Any) -> Any:
-    """A Figure of scalars, a list of them of vectors."""
+def figure_of(value: Any, low: Any, high: Any) -> Any:
+    """A Figure of scalars, a list of them of vectors; NaN becomes None."""
     triple = np.stack(np.broadcast_arrays(value, low, high), axis=-1)
     if triple.ndim > 1:
-        return [_figure(*row) for row in triple]
+        return [figure_of(*row) for row in triple]
     value, low, high = (float(number) if np.isfinite(number) else None for number in triple)
     return Figure(value, low, high)
 

@@ -231,14 +231,15 @@ class Experiment:
             reading=self.reading,
             share=self.parallel.share,
         )
-        return _met(pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._convert))
+        return _met(pipeline.to_device(batches, place=self.parallel.place_batch, augment=self.convert))
 
     @cached_property
     def _augment(self) -> Callable[..., Batch]:
         return self.parallel.compile_augment(augment.make_augment(self.augmentation))
 
     @cached_property
-    def _convert(self) -> Callable[..., Batch]:
+    def convert(self) -> Callable[..., Batch]:
+        """Placed host arrays -> the Batch of them, unchanged."""
         return self.parallel.compile_augment(augment.make_augment(augment.Augmentation()))
 
     # Science.
