@@ -3,7 +3,8 @@
 B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3, percentile intervals: a
 split is drawn again and again from its own images, with replacement; of what the figure then is, the middle
 95 % are the interval. Images, not pixels, are drawn: pixels of one image go wrong together. What images do
-not say, how a training run with another seed would score, is not in it; of few images it is too narrow.
+not say, how a training run with another seed would score, is not in it. It is too narrow for few images, and
+for frames of one drive, which go wrong together as well.
 
 Images are drawn within two strata, those with and those without the rarest class that between 10 and 90 % of
 them have, so that every resample holds it as often as the split does.
