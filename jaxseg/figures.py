@@ -261,11 +261,11 @@ def _joined(tiles: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:
 
 
 def _draw_losses(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
-    steps, values = _series(metrics, "train", "loss")
+    steps, values = series(metrics, "train", "loss")
     if len(steps):
         axes.plot(steps, values, color="#4c78a8", alpha=0.22, linewidth=0.9)
-        axes.plot(steps, _smooth(values), color="#4c78a8", linewidth=1.8, label="train (smoothed)")
-    steps, values = _series(metrics, "val", "loss")
+        axes.plot(steps, smooth(values), color="#4c78a8", linewidth=1.8, label="train (smoothed)")
+    steps, values = series(metrics, "val", "loss")
     if len(steps):
         best = int(np.argmin(values))
         axes.plot(steps, values, color="#e45756", linewidth=1.8, marker="o", markersize=3, label="val")
@@ -276,12 +276,12 @@ def _draw_losses(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_scores(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
-    steps, values = _series(metrics, "val", "pixel_accuracy")
+    steps, values = series(metrics, "val", "pixel_accuracy")
     if len(steps):
         axes.plot(
             steps, values, color="#72b7b2", linewidth=1.8, marker="o", markersize=3, label="pixel accuracy"
         )
-    steps, values = _series(metrics, "val", "miou")
+    steps, values = series(metrics, "val", "miou")
     if len(steps):
         best = len(values) - 1 - int(np.argmax(values[::-1]))  # of equal ones the later, as checkpoints do
         axes.plot(steps, values, color="#e45756", linewidth=1.8, marker="o", markersize=3, label="mIoU")
@@ -295,7 +295,7 @@ def _draw_scores(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
 def _draw_classes(axes: Any, metrics: Sequence[Mapping[str, Any]], classes: ClassTable) -> None:
     ends = []
     for name, rgb in zip(classes.names, classes.palette, strict=True):
-        steps, values = _class_series(metrics, name)
+        steps, values = class_series(metrics, name)
         if len(steps):
             axes.plot(steps, values, color=_hex(rgb), linewidth=1.8, marker="o", markersize=2.5)
             ends.append((float(values[-1]), name, _hex(rgb)))
@@ -315,7 +315,8 @@ def _draw_classes(axes: Any, metrics: Sequence[Mapping[str, Any]], classes: Clas
     axes.set_ylim(0, 1)
 
 
-def _series(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a figure in the rows of metrics.jsonl; rows without it are left out."""
     rows = [
         (row["step"], row[name])
         for row in metrics
@@ -324,23 +325,24 @@ def _series(metrics: Sequence[Mapping[str, Any]], split: str, name: str) -> tupl
     return np.array([step for step, _ in rows]), np.array([value for _, value in rows], np.float64)
 
 
-def _class_series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def class_series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same for the val IoU of a class."""
     flat = [
         {"step": row["step"], "split": "val", "iou": row["iou"][name]}
         for row in metrics
         if row["split"] == "val" and "iou" in row and name in row["iou"]
     ]
-    return _series(flat, "val", "iou")
+    return series(flat, "val", "iou")
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Exponential mean over about a thirtieth of the run, without the bias of its start."""
     decay = 1 - 1 / max(1.0, min(100.0, len(values) / 30))
-    smooth, total, weight = np.empty_like(values), 0.0, 0.0
+    smoothed, total, weight = np.empty_like(values), 0.0, 0.0
     for i, value in enumerate(values):
         total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        smooth[i] = total / weight
-    return smooth
+        smoothed[i] = total / weight
+    return smoothed
 
 
 def _ring(axes: Any, step: float, value: float, colour: str) -> None:

@@ -94,6 +94,11 @@ class RunLog:
         """Note in timings.jsonl what the run is doing from now on: train, evaluate, save or report."""
         _append(self._timings, {"step": int(step), "unix_time": round(time.time(), 3), "phase": phase})
 
+    def started(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Note in timings.jsonl that the run begins or goes on here, and what is known of this start."""
+        start = {"step": int(step), "unix_time": round(time.time(), 3), "start": _plain(facts)}
+        _append(self._timings, start)
+
     def evaluations(self) -> list[dict[str, Any]]:
         """The "val" lines, each with its `seal`, those of earlier starts included."""
         return list(self._evaluations)

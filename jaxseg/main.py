@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -200,7 +201,8 @@ def _train(arguments: list[str], stop: StopSignal) -> int:
         from jaxseg.train import train
 
         flags = {"profile": args.profile, "only_preflight": args.preflight}
-        train(config, args.workdir, recipes=file.parent, stop=stop, **flags)
+        command = shlex.join(["jaxseg", *arguments])
+        train(config, args.workdir, recipes=file.parent, stop=stop, command=command, **flags)
     return 0
 
 
@@ -338,6 +340,21 @@ def _predict(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    from jaxseg.report.options import add_flags
+
+    add_flags(parser, _path)
+    args, overrides = _parsed(parser, arguments)
+    _set_up()
+    from jaxseg.experiment import read_config
+    from jaxseg.trained import report_runs
+
+    workdirs = [*args.workdir, *args.more]
+    configs = {workdir: _with_overrides(read_config(workdir), overrides) for workdir in workdirs}
+    report_runs(configs, args.split, args.output)
+    return 0
+
+
 def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
     parser.add_argument("--trials", type=int, default=10, help="signals in all (default: 10)")
@@ -402,6 +419,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
     "evaluate": (_evaluate, "score a trained run on a split: figures, confusion matrix, pictures"),
     "occlusion-curve": (_occlusion_curve, "how well a class is found where its objects are partly covered"),
     "predict": (_predict, "label photos, or a video, of your own: label maps, overlays, polygons"),
+    "report": (_report, "one page of one or several runs: figures, pictures, errors, curves"),
     "verify-resume": (_verify_resume, "kill runs at random and show that they end the same, bit for bit"),
     "replay": (_replay, "take a step of a run again and show what goes wrong in it"),
     "benchmark": (_benchmark, "time steps, input, start and more on this machine, against PyTorch if wanted"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import jaxseg
 from jaxseg.types import PyTree
 
 
@@ -55,6 +58,16 @@ def format_summary(
     lines += [f"{key:<7} {value}" for key, value in plan.items()]
     lines += [f"{key:<7} {path}" for key, path in places.items()]
     return "\n".join(lines)
+
+
+def machine_facts() -> dict[str, str]:
+    """Versions and machine, for the log of a run."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return {
+        "versions": f"jaxseg {jaxseg.__version__}, Python {platform.python_version()}, {versions}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+    }
 
 
 def gpu_left_unused() -> str | None:

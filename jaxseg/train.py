@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
-from jaxseg.errors import UsageError, UserError, storage_errors
+from jaxseg.errors import UsageError, UserError, shortened, storage_errors
 from jaxseg.evaluate import Evaluation
 from jaxseg.evaluate.intervals import differences
 from jaxseg.experiment import (
@@ -36,6 +37,8 @@ from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
+from jaxseg.printing import NobodyReads
+from jaxseg.report import REPORT_FILE, Model, read_stored, write_report
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
@@ -54,15 +57,16 @@ def train(
     profile: int = 0,
     only_preflight: bool = False,
     children: tuple[Path, ...] = (),
+    command: str = "",
 ) -> None:
     """Trains a run to its end, or goes on with it; its parent first where that is missing.
 
     recipes: the folder in which `init.recipe` is looked up. stop: an entered one. profile: how many steps
     are recorded to WORKDIR/profile, soon after the start. only_preflight: says what the run would take and
-    the largest batch that fits, and trains nothing. children: the
-    workdirs of the runs that this one is a parent of; for their sake it waits for another process that trains
-    in `workdir`, which is refused otherwise. Raises UserError for what a user can mend and
-    Preempted when told to stop, with everything saved.
+    the largest batch that fits, and trains nothing. children: the workdirs of the runs that this one is a
+    parent of; for their sake it waits for another process that trains in `workdir`, which is refused
+    otherwise. command: what was typed, for the log. Raises UserError for what a user can mend and Preempted
+    when told to stop, with everything saved.
     """
     workdir = default_workdir(config) if workdir is None else workdir
     if workdir in children:
@@ -86,11 +90,11 @@ def train(
         return
     with storage_errors(workdir), _held(workdir, busy):
         check_config(config, workdir)
-        parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir))
+        parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir), command)
         parent = None if parent_dir is None else read_learned(parent_dir)
         distributed.check_same_files({"the parent": None if parent is None else parent.digest})
         trace = Trace(workdir / "profile", profile if distributed.is_main() else 0)
-        _go_on(run, data, workdir, parent, parent_dir, stop, trace)
+        _go_on(run, data, workdir, parent, parent_dir, stop, trace, command)
 
 
 @contextlib.contextmanager
@@ -132,7 +136,7 @@ def _check_labels(data: Data) -> None:
 
 
 def _trained_parent(
-    experiment: Experiment, recipes: Path, stop: StopSignal, children: tuple[Path, ...]
+    experiment: Experiment, recipes: Path, stop: StopSignal, children: tuple[Path, ...], command: str
 ) -> Path | None:
     """Where the parent's checkpoints are; trains it beside the last child where it is not at its end."""
     workdir = children[-1]
@@ -152,7 +156,7 @@ def _trained_parent(
     config = parent_config(experiment.config, recipes, directory)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
     try:
-        train(config, directory, recipes=recipes, stop=stop, children=children)
+        train(config, directory, recipes=recipes, stop=stop, children=children, command=command)
     except UserError as e:
         raise UserError(
             f"{e} (this is the parent, {config.recipe}: flags of its own go to its own command, with "
@@ -181,6 +185,7 @@ def _go_on(
     parent_dir: Path | None,
     stop: StopSignal,
     trace: Trace,
+    command: str,
 ) -> None:
     """From the newest checkpoint, the parent, or nothing, to the end and the report."""
     experiment = run.experiment
@@ -198,6 +203,8 @@ def _go_on(
                 print(f"{workdir} is trained to the end (step {start.step}).")
             else:
                 _print_summary(run, data, start.state, workdir, plan)
+                devices = experiment.parallel.describe()
+                log.started(start.step, {"command": command, "devices": devices, **summary.machine_facts()})
                 distributed.meet()
                 loop.go_on()
             # It has donated the state, and the report wants the memory.
@@ -287,6 +294,36 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
         print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
         change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names)
         print(f"{change} (percent points, 95 % interval of a paired bootstrap over images)")
+    shown = {parent_dir: parent} if same_classes and parent is not None and parent_dir is not None else {}
+    _draw_page(run, data, {**shown, workdir: learned})
+
+
+def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None:
+    """Writes report.html of the last of these runs, beside the others; a run is not lost for it."""
+    workdir = list(learned)[-1]
+    by_hand = f"`jaxseg report {' '.join(f'--workdir={place}' for place in learned)}` draws it"
+    if distributed.several():
+        print(f"{by_hand}: {workdir / REPORT_FILE}, which several processes don't draw.")
+        return
+    try:
+        runs, models = [], []
+        for place, of_run in learned.items():
+            try:
+                stored = read_stored(place, "val")
+            except UserError as e:
+                if place == workdir:
+                    raise
+                print(f"{place} is not on the page: {e}")  # a parent that was stopped before it was scored
+                continue
+            runs.append(stored)
+            same = stored.evaluation["step"] == of_run.step
+            models.append(Model(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
+        size = write_report(runs, models, run.classes, "val", workdir / REPORT_FILE)
+        print(f"Written: {workdir / REPORT_FILE} ({size / 1e6:.1f} MB)")
+    except NobodyReads:
+        raise
+    except Exception as e:
+        print(f"Warning: {workdir / REPORT_FILE} is not drawn ({shortened(e)}); {by_hand}", file=sys.stderr)
 
 
 def _checked(

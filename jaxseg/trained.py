@@ -1,9 +1,11 @@
-"""A trained run, opened for use: `predict` and whatever else needs the model and no data."""
+"""A trained run, opened for use: `predict`, `report`, and whatever else needs the model."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,10 +14,12 @@ from jaxseg.checkpoints import Pretrained
 from jaxseg.data.class_file import hue
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UserError, storage_errors
-from jaxseg.experiment import Experiment, Run, told_as_stored
+from jaxseg.experiment import Experiment, Run, check_classes, told_as_stored
 from jaxseg.inference import Model
 from jaxseg.predict.options import Options
 from jaxseg.predict.predicting import predict
+from jaxseg.report import REPORT_FILE, StoredRun, read_stored, write_report
+from jaxseg.report import Model as Scored
 from jaxseg.score import check_model, read_learned
 from jaxseg.step import make_probability_step
 from jaxseg.types import ClassTable
@@ -62,6 +66,44 @@ def predict_run(config: ConfigDict, workdir: Path, options: Options) -> None:
         options,
         input_size=experiment.dataset.image_size,
         batch_size=experiment.evaluate.batch_size,
+    )
+
+
+def report_runs(configs: Mapping[Path, ConfigDict], split: str, output: Path | None) -> None:
+    """The command: a page of the runs in these workdirs, about the last one, by default into its folder.
+
+    Raises UserError where one is not scored on `split`. A run whose checkpoint or data are gone has no
+    pictures there, and the page says so.
+    """
+    runs = [read_stored(workdir, split) for workdir in configs]
+    models: list[Scored | str] = []
+    for run, config in zip(runs, configs.values(), strict=True):
+        try:
+            models.append(_scored(config, run, split))
+        except UserError as e:
+            print(f"Warning: {run.workdir}: no pictures: {e}", file=sys.stderr)
+            models.append(str(e))
+    last = runs[-1]
+    with told_as_stored(last.workdir):
+        classes = _classes(Experiment(configs[last.workdir], trains=False), last.classes)
+    path = last.workdir / REPORT_FILE if output is None else output
+    with storage_errors(path):
+        size = write_report(runs, models, classes, split, path)
+    print(f"Written: {path} ({size / 1e6:.1f} MB)")
+
+
+def _scored(config: ConfigDict, run: StoredRun, split: str) -> Scored:
+    """The run as it was scored, with its data. Raises UserError where checkpoint or data are gone."""
+    step = run.evaluation["step"]
+    for which in ("best", "latest"):
+        trained = open_trained(config, run.workdir, which)
+        if trained.learned.step == step:
+            data = trained.run.experiment.open_data([split])
+            check_classes(trained.learned.meta, data.classes, run.workdir)
+            return Scored(trained.run, data, trained.learned)
+    raise UserError(
+        f"{run.workdir} is scored at step {step}, and its checkpoints are of other steps; `jaxseg evaluate "
+        f"--workdir={run.workdir} --split={split}` scores the best one"
     )
 
 

@@ -48,6 +48,7 @@ LAYERS = {
     "score": 6,
     "preview": 6,
     "occlusion": 7,
+    "report": 6,
     "trained": 7,
     "loop": 7,
     "doctor": 7,
