@@ -55,10 +55,9 @@ def sentence(run: StoredRun, model: Model | None) -> str:
     length = f"{train['steps']:,} steps" if train["steps"] else f"{train['epochs']:g} epochs"
     images = f" of {model.learned.meta.train_images:,} photos" if model is not None else ""
     parts.append(f"{length}{images} of {config['dataset']['name']}, {width} x {height} pixels")
-    losses = [
-        f"{s['weight']:g} {name.replace('_', ' ')}" for name, s in config["loss"].items() if s["weight"]
-    ]
-    parts.append(f"loss {' + '.join(losses)}")
+    weights = {name: s["weight"] for name, s in config["loss"].items() if s["weight"]}
+    losses = [f"{weight:g} {name}" if len(weights) > 1 else name for name, weight in weights.items()]
+    parts.append(f"loss {' + '.join(losses).replace('_', ' ')}")
     optim = config["optim"]
     parts.append(f"{optim['name']} at {optim['learning_rate']:g} ({optim['schedule']}), seed {train['seed']}")
     init = config["init"]

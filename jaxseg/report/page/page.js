@@ -28,8 +28,9 @@ const VOID = 255, AMBER = [255, 190, 0];
 
 // Text that can be read on each shade.
 function shadeMatrices() {
+  const from = parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--dark-from"));
   for (const cell of $$(".matrix td")) {
-    cell.classList.toggle("dark", parseFloat(cell.style.getPropertyValue("--share")) > 30);
+    cell.classList.toggle("dark", parseFloat(cell.style.getPropertyValue("--share")) > from);
   }
 }
 

@@ -1,0 +1,397 @@
+"""report: one file that says what the figures say, and does in a browser what it promises."""
+
+import json
+import re
+import shutil
+import tomllib
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxseg import report
+from jaxseg.main import main
+from jaxseg.report.choice import choose, rank
+from jaxseg.report.regions import Regions, cells_to_open, largest_region
+from tests.browser import browser
+from tests.dataset_fakes import TINY_RUN, mask, photo, save
+from tests.faults.runs import ROOT
+
+HOSTILE = "<img src=x onerror=hacked=1>"
+CLASSES = {
+    "classes": [
+        {"name": "background", "ids": [0]},
+        {"name": HOSTILE, "ids": [1]},
+        {"name": "person", "ids": [2]},
+        {"name": "unicorn", "ids": [3]},
+    ],
+    "void": {"ids": [255]},
+}
+
+
+def ended(argv, status=0):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == status
+
+
+def train_flags(place, workdir):
+    return [
+        f"--config={ROOT}/configs/scratch.py:folder",
+        f"--workdir={workdir}",
+        f"--config.dataset.data_dir={place / 'photos'}",
+        f"--config.dataset.prepared_dir={place / 'prepared'}",
+        *TINY_RUN,
+        "--config.train.steps=6",
+        "--config.evaluate.every_steps=3",
+        "--config.evaluate.batch_size=4",
+        "--config.log.every=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos of hostile names, a parent `scratch` and its fine-tune `child`."""
+    place = tmp_path_factory.mktemp("report")
+    for split, count in (("train", 8), ("val", 7)):
+        for i in range(count):
+            name = f"{i}{HOSTILE}.png"
+            save(place / "photos" / "images" / split / name, photo(i, 24, 24))
+            save(place / "photos" / "masks" / split / name, mask(i, (0, 1, 2, 255), 24, 24))
+    (place / "photos" / "classes.json").write_text(json.dumps(CLASSES))
+    ended(train_flags(place, place / "scratch"))
+    # The same recipe, so that nothing is compiled twice.
+    ended([*train_flags(place, place / "child"), f"--config.init.workdir={place / 'scratch'}"])
+    return place
+
+
+@pytest.fixture(scope="module")
+def window(place, tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(window, place):
+    window.resize(1280, 800)
+    window.open(place / "child" / "report.html")
+    return window
+
+
+def text_of(html):
+    return " ".join(unescape(re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", html, flags=re.S)).split())
+
+
+def scored(workdir):
+    return json.loads((workdir / "eval" / "val.json").read_text())
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+# What it says.
+
+
+def test_training_writes_the_page_with_the_parent_beside(place):
+    html = (place / "child" / "report.html").read_text()
+    said = text_of(html)
+    assert "child on folder, beside scratch" in said
+    for workdir in ("scratch", "child"):
+        assert f"{scored(place / workdir)['miou']:.3f}" in said
+    assert f"jaxseg --config={ROOT}/configs/scratch.py:folder --workdir={place / 'child'}" in said
+    assert "jax 0." in said and "CPU cores" in said, "versions and machine of the last start"
+    assert len(html.encode()) < 15_000_000
+    assert "beside" not in text_of((place / "scratch" / "report.html").read_text())[:200]
+
+
+def test_what_is_not_there_is_said_and_no_figure_stands_for_it(place):
+    row = scored(place / "child")
+    assert row["iou"]["unicorn"] is None
+    html = (place / "child" / "report.html").read_text()
+    unicorn = re.search(r"<tr><th scope=\"row\">[^\n]*unicorn</th>.*?</tr>", html, re.S)[0]
+    assert text_of(unicorn).startswith("unicorn 0.0 % n/a n/a n/a")
+    assert "Occlusion curve: not measured" in html
+    if "figures" not in row:
+        assert "95 % intervals: not measured; run" in html
+
+
+def test_measured_intervals_are_shown(place, tmp_path):
+    workdir = copied(place / "child", tmp_path)
+    row = scored(workdir)
+    interval = {"value": 0.5, "low": 0.25, "high": 0.75}
+    row["figures"] = {
+        "training size": {"whole": {"miou": interval}, "classes": {"person": {"iou": interval}}},
+        "source size": None,
+    }
+    (workdir / "eval" / "val.json").write_text(json.dumps(row))
+    ious = {"fractions": [0, 0.5], "classes": {"person": {"iou": [interval, interval], "objects": 3}}}
+    (workdir / "eval" / "val_occlusion.json").write_text(json.dumps(ious))
+    html = drawn(workdir)
+    assert "0.500 0.250\N{EN DASH}0.750" in text_of(html) and "not measured; run" not in html
+    assert 'class="band' in html and "Occlusion curve" not in html
+
+
+def test_the_pictures_are_those_that_were_scored(place):
+    html = (place / "child" / "report.html").read_text()
+    assert "predicted otherwise" not in html
+    images = data_of(html)["images"]
+    assert {i["name"] for i in images} == {f"{n}{HOSTILE}" for n in range(7)}
+    assert [len(i["predictions"]) for i in images] == [2] * 7
+
+
+def test_figures_of_other_predictions_are_told(place, tmp_path):
+    workdir = copied(place / "child", tmp_path)
+    row = scored(workdir)
+    cell = next(c for c in range(4) if row["confusion_matrix"][2][c] >= 10)
+    row["confusion_matrix"][2][cell] -= 10
+    row["confusion_matrix"][2][(cell + 1) % 4] += 10
+    (workdir / "eval" / "val.json").write_text(json.dumps(row))
+    assert "10 of " in (html := drawn(workdir)) and "are predicted otherwise in the pictures" in html
+
+
+def test_names_of_strangers_are_text(place):
+    html = (place / "child" / "report.html").read_text()
+    assert HOSTILE not in html and HOSTILE in unescape(html)
+
+
+def test_a_page_that_would_be_too_large_has_fewer_pictures(place, tmp_path, monkeypatch):
+    workdir = copied(place / "child", tmp_path)
+    whole = drawn(workdir)
+    monkeypatch.setattr(report, "_MOST_BYTES", 3_000_000 + 4_500_000 + 9_000)
+    fewer = drawn(workdir)
+    shown = len(data_of(fewer)["images"])
+    assert len(data_of(whole)["images"]) == 7 and 1 <= shown < 7
+    assert f"{shown} of 7 photos" in fewer
+    monkeypatch.setattr(report, "_MOST_BYTES", len(whole) - 8_000)
+    assert len(drawn(workdir)) < len(whole) - 8_000
+
+
+# What can be amiss.
+
+
+def test_a_run_that_was_not_scored_is_told_in_a_line(place, tmp_path, capsys):
+    workdir = copied(place / "child", tmp_path)
+    ended(["report", f"--workdir={workdir}", "--split=test"], 1)
+    said = capsys.readouterr().err
+    again = f"`jaxseg evaluate --workdir={workdir} --split=test` writes it"
+    assert said.endswith(f"{workdir}/eval/test.json is not there; {again}\n")
+    (workdir / "eval" / "val.json").write_text('{"split": "val"}')
+    ended(["report", f"--workdir={workdir}"], 1)
+    assert "val.json is no evaluation (it has no num_images)" in capsys.readouterr().err
+    ended(["report", f"--workdir={tmp_path / 'nowhere'}"], 1)
+    assert "config.json is not there" in capsys.readouterr().err
+
+
+def test_without_checkpoints_there_are_figures_and_no_pictures(place, tmp_path, capsys):
+    workdir = copied(place / "child", tmp_path)
+    shutil.rmtree(workdir / "checkpoints")
+    said = text_of(drawn(workdir))
+    assert "No pictures: no pictures of child:" in said and f"{scored(workdir)['miou']:.3f}" in said
+    assert "no pictures" in capsys.readouterr().err
+
+
+def test_broken_logs_are_left_out_and_said(place, tmp_path):
+    workdir = copied(place / "child", tmp_path)
+    (workdir / "timings.jsonl").write_text("nonsense\n{}\n")
+    (workdir / "class_weights.json").write_text("[")
+    said = text_of(drawn(workdir))
+    assert "timings.jsonl is left out" in said and "class_weights.json is left out" in said
+
+
+def test_runs_of_other_classes_are_not_compared(place, tmp_path, capsys):
+    workdir = copied(place / "child", tmp_path)
+    row = scored(workdir)
+    row["classes_hash"] = "other"
+    (workdir / "eval" / "val.json").write_text(json.dumps(row))
+    ended(["report", f"--workdir={workdir}", str(place / "scratch")], 1)
+    assert "write a report of each" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_loses_no_run(place, tmp_path, capsys):
+    workdir = copied(place / "scratch", tmp_path)
+    (workdir / "report.html").unlink()
+    (workdir / "report.html").mkdir()
+    (workdir / "report.html" / "mine").touch()
+    ended(train_flags(place, workdir))
+    assert f"Warning: {workdir}/report.html is not drawn" in capsys.readouterr().err
+    ended(["report", f"--workdir={workdir}"], 1)
+    assert "Is a directory" in capsys.readouterr().err
+
+
+def test_a_wheel_carries_what_the_page_is_made_of():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = Path(report.__file__).parent
+    found = {path for glob in packaged["jaxseg.report"] for path in folder.glob(glob)}
+    assert found == set((folder / "page").iterdir()) != set()
+
+
+# In a browser.
+
+
+def test_nothing_is_asked_for_and_nothing_complains(page):
+    page.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    page.run("scrollTo(0, document.body.scrollHeight); new Promise((done) => setTimeout(done, 200))")
+    page.wait("[...document.images].every((i) => !i.currentSrc || (i.complete && i.naturalWidth > 0))")
+    assert page.run("[...document.querySelectorAll('.hero img')].filter((i) => i.naturalWidth).length") == 6
+    assert {url.split(":")[0] for url in page.requests} == {"file", "data"}
+    assert page.run("typeof hacked") == "undefined"
+    assert page.complaints == []
+
+
+def shown(page, selector):
+    return page.run(f"[...{selector}.getContext('2d').getImageData(0, 0, 16, 16).data].join()")
+
+
+def test_views_are_painted_from_the_label_maps(page, place):
+    card = "document.querySelector('#gallery canvas')"
+    page.run("document.querySelector('#gallery').scrollIntoView()")
+    page.wait(f"{card}.dataset.view === 'prediction'")
+    data = data_of((place / "child" / "report.html").read_text())
+    pixels = page.run(f"[...{card}.getContext('2d').getImageData(0, 0, 16, 16).data]")
+    colours = {tuple(c["colour"]) for c in data["classes"]}
+    assert {tuple(pixels[i : i + 3]) for i in range(0, 1024, 4)} <= colours
+    before = shown(page, card)
+    page.run("document.querySelector('[data-view=error]').click()")
+    page.wait(f"{card}.dataset.view === 'error'")
+    errors = page.run(f"[...{card}.getContext('2d').getImageData(0, 0, 16, 16).data]")
+    assert shown(page, card) != before
+    assert (255, 190, 0) in {tuple(errors[i : i + 3]) for i in range(0, 1024, 4)}
+
+
+def test_classes_are_filtered(page):
+    page.run("document.querySelector('#gallery').scrollIntoView()")
+    card = "document.querySelector('#gallery canvas')"
+    page.wait(f"{card}.dataset.view === 'prediction'")
+    page.run("document.querySelector('[data-class=\"3\"]').click()")  # of which there is nothing
+    page.wait(f"[...{card}.getContext('2d').getImageData(0, 0, 16, 16).data].every((v) => v === 0)")
+    assert page.run("document.querySelector('[data-class=\"3\"]').getAttribute('aria-pressed')") == "true"
+    page.run("document.querySelector('#all').click()")
+    page.wait(f"[...{card}.getContext('2d').getImageData(0, 0, 16, 16).data].some((v) => v > 0)")
+
+
+def test_the_viewer_opens_slides_and_obeys_keys(page):
+    page.run("document.querySelector('#gallery .card').focus()")
+    page.press("Enter")
+    page.wait("document.querySelector('#viewer').open")
+    name = "document.querySelector('#viewer-name').textContent"
+    first = page.run(name)
+    assert first.endswith("(1 of 7)")
+    page.press("ArrowRight")
+    assert page.run(name).endswith("(2 of 7)")
+    page.press("2")
+    page.wait("document.querySelector('.over canvas').dataset.view === 'truth'")
+    box = page.run(
+        "(({left, top, width, height}) => [left, top, width, height])(stage.getBoundingClientRect())"
+    )
+    middle = box[1] + box[3] / 2
+    page.drag((box[0] + box[2] / 2, middle), (box[0] + box[2] / 4, middle))
+    assert page.run("slide.value") == "25"
+    page.run("slide.focus()")
+    page.press("ArrowLeft")
+    assert page.run("stage.style.getPropertyValue('--slide')") == "24%"
+    page.press("Escape")
+    page.wait("!document.querySelector('#viewer').open")
+    assert page.run("document.activeElement.matches('#gallery .card')")
+
+
+def test_a_cell_opens_the_regions_that_made_it(page):
+    page.run("[...document.querySelectorAll('[data-cell]')].at(-1).focus()")
+    title = page.run("document.activeElement.dataset.title")
+    page.press("Enter")
+    assert page.run("document.querySelector('#regions h3').textContent") == f"{title} (child)"
+    page.wait("[...document.querySelectorAll('#regions img')].every((i) => i.naturalWidth > 0)")
+    assert page.run("document.querySelectorAll('#regions img').length") >= 1
+    assert page.run("document.activeElement.getAttribute('aria-expanded')") == "true"
+    page.run("document.querySelector('#regions button').click()")
+    page.wait("document.querySelector('#viewer').open")
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(page):
+    page.run("document.activeElement.blur()")
+    seen = []
+    for _ in range(14):
+        page.press("Tab")
+        seen.append(page.run("document.activeElement.className || document.activeElement.id || 'link'"))
+        assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none", seen[-1]
+    assert seen[0] == "skip" and "theme" in seen and "hero" in seen
+    page.run("document.querySelector('[data-view=prediction]').focus()")
+    page.press("ArrowRight")
+    assert page.run("document.activeElement.dataset.view") == "error"
+    assert page.run("document.activeElement.getAttribute('aria-checked')") == "true"
+
+
+@pytest.mark.parametrize("width", [375, 768])
+def test_a_phone_scrolls_no_page_sideways(window, place, width):
+    window.resize(width, 812, mobile=True)
+    window.open(place / "child" / "report.html")
+    window.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert window.run("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_and_light(window, place):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    window.resize(1280, 800, dark=False)
+    window.open(place / "scratch" / "report.html")
+    light = window.run(paper)
+    window.resize(1280, 800, dark=True)
+    assert window.run(paper) != light
+    window.run("theme.click()")  # light, whatever the system says
+    assert window.run(paper) == light
+    window.run("theme.click(); theme.click()")
+    assert window.run(paper) != light
+
+
+# Its parts.
+
+
+def test_images_are_ranked_by_themselves_and_the_choice_has_the_worst_of_each_class():
+    confusion = np.zeros((6, 2, 2), np.int64)
+    confusion[:, 0, 0] = 100
+    for n, hits in enumerate((10, 8, 6, 4, 2, 0)):
+        confusion[n, 1] = 10 - hits, hits
+    confusion[5, 1] = 0, 0  # has no class 1
+    ranking = rank(confusion, worst=2)
+    assert ranking.best_first == (0, 5, 1, 2, 3, 4)
+    assert ranking.worst_of[1] == (4, 3)
+    assert np.isnan(ranking.iou[5][1])
+    assert choose(ranking, 3) == [0, 4, 3]
+    assert sorted(choose(ranking, 99)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_image_without_labels_is_shown_and_not_ranked():
+    ranking = rank(np.zeros((2, 3, 3), np.int64))
+    assert ranking.best_first == () and choose(ranking, 5) == [0, 1]
+
+
+def test_regions_are_the_largest_and_one_an_image():
+    label = np.zeros((20, 20), np.uint8)
+    prediction = label.copy()
+    prediction[2:4, 2:4] = 1
+    prediction[10:15, 10:15] = 1
+    assert largest_region(prediction == 1).sum() == 25
+    found = Regions([(0, 1)], keep=2)
+    for index, rows in enumerate((5, 20, 3, 8)):
+        image = np.where(np.arange(20)[:, None] < rows, prediction, 0)
+        confusion = np.array([[0, int((image == 1).sum())], [0, 0]])
+        found.add(index, np.zeros((20, 20, 3), np.uint8), label, image, confusion)
+    regions = found.largest_first()[0, 1]
+    assert [(r.index, r.pixels) for r in regions] == [(1, 25), (0, 4)]
+    assert (255, 255, 255) in {tuple(p) for p in regions[0].picture_hw3.reshape(-1, 3).tolist()}
+
+
+def test_cells_hold_the_largest_confusion_of_each_class_and_never_the_diagonal():
+    confusion = np.array([[90, 9, 1], [0, 50, 8], [2, 1, 0]])
+    assert cells_to_open(confusion, count=1) == [(0, 1), (1, 2), (2, 0)]
+    assert cells_to_open(np.diag([3, 4, 5])) == []
+
+
+def copied(workdir, place):
+    shutil.copytree(workdir, place / workdir.name)
+    return place / workdir.name
+
+
+def drawn(workdir):
+    ended(["report", f"--workdir={workdir}"])
+    return (workdir / "report.html").read_text()
