@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxseg import supervise
+from jaxseg.arguments import parsed, path_argument, recipe_file, with_overrides
 from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, say, shortened
 from jaxseg.printing import NobodyReads, told_streams
 from jaxseg.process import drop_late_reads, open_streams, use_large_pages
@@ -186,18 +187,18 @@ def _run(arguments: list[str], stop: StopSignal) -> int:
 def _train(arguments: list[str], stop: StopSignal) -> int:
     parser = argparse.ArgumentParser("jaxseg", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]")
-    parser.add_argument("--workdir", type=_path)
+    parser.add_argument("--workdir", type=path_argument)
     parser.add_argument("--profile", type=int, default=0, metavar="N")
     parser.add_argument("--preflight", action="store_true")
     _add_processes(parser)
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     if args.profile < 0:
         raise UsageError(f"--profile={args.profile} is no number of steps; use 1 or more")
     path, _, dataset = args.config.partition(":")
-    file = _recipe_file(path)
+    file = recipe_file(path)
     _set_up()
     with _joined(args):
-        config = _with_overrides(_loaded(file, dataset), overrides)
+        config = with_overrides(_loaded(file, dataset), overrides)
         from jaxseg.train import train
 
         flags = {"profile": args.profile, "only_preflight": args.preflight}
@@ -249,13 +250,13 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         action="store_true",
         help="write nothing, list all faults of the splits instead of the first",
     )
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     _set_up()
-    config = _loaded(_recipe_file(args.config), args.dataset)
+    config = _loaded(recipe_file(args.config), args.dataset)
     config.dataset.data_dir = args.data_dir
     from jaxseg.experiment import Experiment
 
-    experiment = Experiment(_with_overrides(config, overrides))
+    experiment = Experiment(with_overrides(config, overrides))
     if args.report:
         from jaxseg.data.report import print_report
 
@@ -270,9 +271,9 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _preview(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET]", help="recipe, as for training")
     parser.add_argument("--count", type=int, default=8, help="of examples (default: 8)")
-    parser.add_argument("--output", type=_path, help="folder (default: runs/DATASET/RECIPE/preview)")
+    parser.add_argument("--output", type=path_argument, help="folder (default: runs/DATASET/RECIPE/preview)")
     parser.epilog = "--config.KEY=VALUE overrides the recipe, e.g. --config.augment.flip=0.5; trains nothing"
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     _set_up()
     config = _recipe(args.config, overrides)
     from jaxseg.experiment import Experiment, default_workdir
@@ -283,12 +284,12 @@ def _preview(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    parser.add_argument("--workdir", type=_path, required=True, help="of a trained run")
+    parser.add_argument("--workdir", type=path_argument, required=True, help="of a trained run")
     parser.add_argument("--split", default="val", help="val (default), test or train")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best")
     parser.add_argument(
         "--against",
-        type=_path,
+        type=path_argument,
         metavar="OTHER_WORKDIR",
         help="another run, evaluated on the same split: whether they differ, by a paired bootstrap",
     )
@@ -301,13 +302,13 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     )
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
     _add_processes(parser)
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     _set_up()
     with _joined(args):
         from jaxseg.experiment import read_config
         from jaxseg.score import score_run
 
-        config = _with_overrides(read_config(args.workdir), overrides)
+        config = with_overrides(read_config(args.workdir), overrides)
         score_run(config, args.workdir, args.split, which=args.checkpoint, against=args.against)
     return 0
 
@@ -315,42 +316,42 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _occlusion_curve(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.occlusion.options import add_flags, read_flags
 
-    add_flags(parser, _path)
-    args, overrides = _parsed(parser, arguments)
+    add_flags(parser, path_argument)
+    args, overrides = parsed(parser, arguments)
     options = read_flags(args)
     _set_up()
     from jaxseg.experiment import read_config
     from jaxseg.occlusion.curve import occlusion_curve
 
-    occlusion_curve([(_with_overrides(read_config(w), overrides), w) for w in args.workdir], options)
+    occlusion_curve([(with_overrides(read_config(w), overrides), w) for w in args.workdir], options)
     return 0
 
 
 def _predict(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.predict.options import add_flags, read_flags
 
-    add_flags(parser, _path)
-    args, overrides = _parsed(parser, arguments)
+    add_flags(parser, path_argument)
+    args, overrides = parsed(parser, arguments)
     options = read_flags(args)
     _set_up()
     from jaxseg.experiment import read_config
     from jaxseg.trained import predict_run
 
-    predict_run(_with_overrides(read_config(args.workdir), overrides), args.workdir, options)
+    predict_run(with_overrides(read_config(args.workdir), overrides), args.workdir, options)
     return 0
 
 
 def _report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.report.options import add_flags
 
-    add_flags(parser, _path)
-    args, overrides = _parsed(parser, arguments)
+    add_flags(parser, path_argument)
+    args, overrides = parsed(parser, arguments)
     _set_up()
     from jaxseg.experiment import read_config
     from jaxseg.trained import report_runs
 
     workdirs = [*args.workdir, *args.more]
-    configs = {workdir: _with_overrides(read_config(workdir), overrides) for workdir in workdirs}
+    configs = {workdir: with_overrides(read_config(workdir), overrides) for workdir in workdirs}
     report_runs(configs, args.split, args.output)
     return 0
 
@@ -361,14 +362,16 @@ def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int
     parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
     parser.add_argument("--steps", type=int, default=60, help="length of a run (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--scratch", type=_path, help="folder for the runs (default: a temporary one)")
+    parser.add_argument(
+        "--scratch", type=path_argument, help="folder for the runs (default: a temporary one)"
+    )
     parser.add_argument(
         "--phases",
         default="start,train,save,evaluate,report",
         help="what to interrupt; with `prepare`, every run prepares its data anew (default: all others)",
     )
     parser.epilog = "--config.KEY=VALUE overrides the recipe, as in training."
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     _set_up()
     from jaxseg.verify import verify_from_flags
 
@@ -376,23 +379,23 @@ def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int
 
 
 def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    parser.add_argument("--workdir", type=_path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=path_argument, required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the step to take again")
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
-    args, overrides = _parsed(parser, arguments)
+    args, overrides = parsed(parser, arguments)
     _set_up()
     from jaxseg.experiment import read_config
     from jaxseg.replay import replay
 
-    replay(_with_overrides(read_config(args.workdir), overrides), args.workdir, args.step)
+    replay(with_overrides(read_config(args.workdir), overrides), args.workdir, args.step)
     return 0
 
 
 def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from jaxseg.benchmark.options import add_flags, read_flags
 
-    add_flags(parser, _path)
-    args, overrides = _parsed(parser, arguments)
+    add_flags(parser, path_argument)
+    args, overrides = parsed(parser, arguments)
     options = read_flags(args)
     if options.against_torch:
         # Else jax would take three quarters of a GPU's memory before PyTorch has any.
@@ -427,63 +430,15 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser, list[str]], int], 
 }
 
 
-def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What the parser knows, and the --config.KEY=VALUE overrides (as `--config.KEY`, `VALUE` too)."""
-    # By key: a key that is given twice counts once, with its last value (flags of tuples would add up).
-    overrides: dict[str, str] = {}
-    rest = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if argument.startswith("--config."):
-            following = arguments[position + 1 : position + 2]
-            if "=" not in argument and following and not following[0].startswith("--"):
-                position += 1
-                argument = f"{argument}={following[0]}"
-            overrides[argument.split("=", 1)[0]] = argument
-        else:
-            rest.append(argument)
-        position += 1
-    return parser.parse_args(rest), list(overrides.values())
-
-
-def _path(text: str) -> Path:
-    # An empty one would be the current folder, which nobody means who has left a variable empty.
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no path")
-    if any("\ud800" <= c <= "\udfff" for c in text):  # how Python holds bytes that are no text
-        raise argparse.ArgumentTypeError(f"{text!r} is not in UTF-8; use another name")
-    return Path(text)
-
-
-def _recipe_file(name: str) -> Path:
-    """The file as named, else the one beside the installed package, so that recipes work from anywhere."""
-    root = Path(__file__).resolve().parent.parent
-    for path in (Path(name), root / name):
-        if os.path.isfile(path):  # False, too, for a name that is too long
-            return path
-    is_folder = os.path.isdir(name)
-    folder = Path(name) if is_folder else root / "configs"
-    recipes = ", ".join(sorted(p.name for p in folder.glob("*.py")))
-    hint = f"{folder} has {recipes}" if recipes else "name a recipe such as configs/scratch.py"
-    raise UsageError(f"--config={name} is {'a folder' if is_folder else 'not there'}; {hint}")
-
-
 def _recipe(named: str, overrides: Sequence[str]) -> Any:
     path, _, dataset = named.partition(":")
-    return _with_overrides(_loaded(_recipe_file(path), dataset), overrides)
+    return with_overrides(_loaded(recipe_file(path), dataset), overrides)
 
 
 def _loaded(file: Path, dataset: str) -> Any:
     from jaxseg.experiment import load_recipe
 
     return load_recipe(file, dataset or "streets")
-
-
-def _with_overrides(config: Any, overrides: Sequence[str]) -> Any:
-    from jaxseg.overrides import with_overrides
-
-    return with_overrides(config, overrides)
 
 
 def _set_up() -> None:

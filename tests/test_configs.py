@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxseg.arguments import with_overrides
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UsageError
 from jaxseg.experiment import Data, Experiment, load_recipe
-from jaxseg.overrides import with_overrides
 from jaxseg.parallel import Parallel
 from jaxseg.types import IGNORE_LABEL, Batch
 

@@ -15,7 +15,7 @@ LAYERS = {
     "best": 1,
     "broken": 1,
     "checksums": 1,
-    "overrides": 1,
+    "arguments": 1,
     "printing": 1,
     "process": 1,
     "distributed": 1,

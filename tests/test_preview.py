@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jaxseg import preview
+from jaxseg.arguments import with_overrides
 from jaxseg.experiment import Experiment, load_recipe
 from jaxseg.main import main
-from jaxseg.overrides import with_overrides
 from jaxseg.types import ClassTable
 from tests.dataset_fakes import TINY_RUN, write_camvid
 from tests.faults.runs import ROOT

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxseg import experiment, losses, main, models, optim
+from jaxseg import experiment, losses, models, optim
+from jaxseg.arguments import parsed, with_overrides
 from jaxseg.experiment.sections import splat
-from jaxseg.overrides import with_overrides
 from tests.faults.tally import CASES, run_case, tallied
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def test_config_overrides(monkeypatch, capfd):
     head = {"head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}}
 
     def read(flags):
-        _, overridden = main._parsed(parser, flags)
+        _, overridden = parsed(parser, flags)
         config = with_overrides(RECIPE.copy_and_resolve_references(), overridden)
         built = experiment.Experiment(config)
         # What a run builds from the config before it touches data, without tracing the model.

@@ -26,7 +26,7 @@ from jaxseg.verify import PHASES, Runner, format_verdict, run_digests, verify_re
 from tests.faults.runs import ROOT, command, run, write_data
 
 KILLS = int(os.environ.get("JAXSEG_KILLS", "6"))
-STOPS = int(os.environ.get("JAXSEG_STOPS", "6"))
+STOPS = int(os.environ.get("JAXSEG_STOPS", "3"))
 
 SKIPS_A_BATCH = f"""
 import runpy
