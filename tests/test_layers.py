@@ -117,10 +117,10 @@ def test_a_planted_upward_import_is_found():
 def test_configs_and_devices_are_named_in_their_places_only(path):
     source = path.read_text()
     if _noun(path) not in (
+        "arguments",
         "experiment",
         "main",
         "occlusion",
-        "overrides",
         "replay",
         "score",
         "train",
