@@ -342,14 +342,12 @@ def _predict(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 
 def _report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    of_runs = {"type": path_argument, "metavar": "DIR"}
+    of_runs: dict[str, Any] = {"type": path_argument, "metavar": "DIR"}
     about = "of a run that was scored; once for each run, or several after one another"
     parser.add_argument("--workdir", action="append", required=True, help=about, **of_runs)
     parser.add_argument("more", nargs="*", help=argparse.SUPPRESS, **of_runs)
     parser.add_argument("--split", default="val", help="val (default), test or train")
-    parser.add_argument(
-        "--output", type=path_argument, help="the page (default: report.html of the last run)"
-    )
+    parser.add_argument("--output", type=path_argument, help="a file (default: report.html of the last run)")
     parser.epilog = (
         "The page is about the last run, beside the others. --config.KEY=VALUE overrides the runs' configs, "
         "e.g. --config.dataset.data_dir=MOVED"
