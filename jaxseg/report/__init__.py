@@ -1,8 +1,13 @@
 """What is known of one or several runs, as one HTML file that opens from the disk and asks no network.
 
 `stored` reads a workdir, `pictures` predicts, `choice` and `regions` say what is worth looking at, `gallery`
+<<<<<<< HEAD
 makes pictures of it, `tables`, `charts` and `facts` the rest, and `page/` holds the template with its style
 and script.
+=======
+makes pictures of it, `tables`, `charts` and `facts` the rest; `writing` puts it together, with the template,
+style and script in `page/`.
+>>>>>>> 109fc0c (report names the command of an occlusion curve that is not there)
 """
 
 from __future__ import annotations
