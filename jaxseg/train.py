@@ -38,7 +38,9 @@ from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
 from jaxseg.printing import NobodyReads
-from jaxseg.report import REPORT_FILE, Model, read_stored, write_report
+from jaxseg.report.pictures import Model
+from jaxseg.report.stored import read_stored
+from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace

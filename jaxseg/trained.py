@@ -18,8 +18,9 @@ from jaxseg.experiment import Experiment, Run, check_classes, told_as_stored
 from jaxseg.inference import Model
 from jaxseg.predict.options import Options
 from jaxseg.predict.predicting import predict
-from jaxseg.report import REPORT_FILE, StoredRun, read_stored, write_report
-from jaxseg.report import Model as Scored
+from jaxseg.report.pictures import Model as Scored
+from jaxseg.report.stored import StoredRun, read_stored
+from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import check_model, read_learned
 from jaxseg.step import make_probability_step
 from jaxseg.types import ClassTable

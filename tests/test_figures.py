@@ -143,8 +143,8 @@ def test_names_at_the_curves_ends_do_not_touch(values):
 
 
 def test_the_smoothed_curve_has_no_bias_at_its_start():
-    assert np.allclose(figures._smooth(np.full(500, 3.0)), 3.0)
-    assert figures._smooth(np.arange(500.0))[-1] < 499
+    assert np.allclose(figures.smooth(np.full(500, 3.0)), 3.0)
+    assert figures.smooth(np.arange(500.0))[-1] < 499
 
 
 def test_nothing_global_is_left_behind(tmp_path):

@@ -1,5 +1,6 @@
 """report: one file that says what the figures say, and does in a browser what it promises."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,8 +13,10 @@ import pytest
 
 from jaxseg import report
 from jaxseg.main import main
+from jaxseg.report import facts, writing
 from jaxseg.report.choice import choose, rank
 from jaxseg.report.regions import Regions, cells_to_open, largest_region
+from jaxseg.report.stored import read_stored
 from tests.browser import browser
 from tests.dataset_fakes import TINY_RUN, mask, photo, save
 from tests.faults.runs import ROOT
@@ -159,12 +162,12 @@ def test_names_of_strangers_are_text(place):
 def test_a_page_that_would_be_too_large_has_fewer_pictures(place, tmp_path, monkeypatch):
     workdir = copied(place / "child", tmp_path)
     whole = drawn(workdir)
-    monkeypatch.setattr(report, "_MOST_BYTES", 3_000_000 + 4_500_000 + 9_000)
+    monkeypatch.setattr(writing, "_MOST_BYTES", 3_000_000 + 4_500_000 + 9_000)
     fewer = drawn(workdir)
     shown = len(data_of(fewer)["images"])
     assert len(data_of(whole)["images"]) == 7 and 1 <= shown < 7
     assert f"{shown} of 7 photos" in fewer
-    monkeypatch.setattr(report, "_MOST_BYTES", len(whole) - 8_000)
+    monkeypatch.setattr(writing, "_MOST_BYTES", len(whole) - 8_000)
     assert len(drawn(workdir)) < len(whole) - 8_000
 
 
@@ -385,6 +388,28 @@ def test_cells_hold_the_largest_confusion_of_each_class_and_never_the_diagonal()
     confusion = np.array([[90, 9, 1], [0, 50, 8], [2, 1, 0]])
     assert cells_to_open(confusion, count=1) == [(0, 1), (1, 2), (2, 0)]
     assert cells_to_open(np.diag([3, 4, 5])) == []
+
+
+def test_time_between_two_starts_counts_nowhere(place):
+    run = read_stored(place / "scratch", "val")
+    rows = [
+        {"step": 0, "unix_time": 100.0, "start": {"command": "first"}},
+        {"step": 0, "unix_time": 101.0, "phase": "train"},
+        {"step": 9, "unix_time": 111.0, "images_per_s": 4.0},
+        {"step": 9, "unix_time": 999.0, "start": {"command": "second"}},
+        {"step": 9, "unix_time": 1000.0, "phase": "train"},
+        {"step": 20, "unix_time": 1005.0, "images_per_s": 6.0},
+    ]
+    found = facts.times(dataclasses.replace(run, timings=rows))
+    assert found.phases == {"train": 15.0} and found.images_per_s == 5.0
+    assert [start["command"] for start in found.starts] == ["first", "second"]
+
+
+def test_a_config_is_compared_with_its_recipe_and_its_parent(place):
+    scratch, child = (read_stored(place / name, "val") for name in ("scratch", "child"))
+    assert ("train.steps", "0", "6") in facts.against_recipe(child).changes
+    changed = {key for key, _, _ in facts.against_parent(child).changes}
+    assert changed == {"init.workdir"} and facts.against_parent(scratch) is None
 
 
 def copied(workdir, place):

@@ -62,7 +62,7 @@ def sentence(run: StoredRun, model: Model | None) -> str:
     parts.append(f"{optim['name']} at {optim['learning_rate']:g} ({optim['schedule']}), seed {train['seed']}")
     init = config["init"]
     parent = init["workdir"] or init["recipe"]
-    parts.append(f"started from {parent}" if parent else "from scratch")
+    parts.append(f"fine-tuned from the run {parent}" if parent else "from scratch")
     return "; ".join(parts) + "."
 
 
