@@ -21,6 +21,7 @@ import pytest
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # all eight, before a test sets XLA_FLAGS for the runs that it starts
 
 
 @pytest.fixture
