@@ -297,8 +297,8 @@ def _draw_classes(axes: Any, metrics: Sequence[Mapping[str, Any]], classes: Clas
     for name, rgb in zip(classes.names, classes.palette, strict=True):
         steps, values = class_series(metrics, name)
         if len(steps):
-            axes.plot(steps, values, color=_hex(rgb), linewidth=1.8, marker="o", markersize=2.5)
-            ends.append((float(values[-1]), name, _hex(rgb)))
+            axes.plot(steps, values, color=hex_colour(rgb), linewidth=1.8, marker="o", markersize=2.5)
+            ends.append((float(values[-1]), name, hex_colour(rgb)))
     ends.sort()
     places = _spread([value for value, _, _ in ends], 0.055)
     for place, (value, name, colour) in zip(places, ends, strict=True):
@@ -385,12 +385,12 @@ def _legend(figure: Any, classes: ClassTable, amber: str) -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(facecolor=_hex(colour), label=name)
+        Patch(facecolor=hex_colour(colour), label=name)
         for name, colour in zip(classes.names, classes.palette, strict=True)
     ]
     handles += [
         Patch(facecolor="black", edgecolor="#5a5a5a", hatch="////", label="void"),
-        Patch(facecolor=_hex(AMBER), label=amber),
+        Patch(facecolor=hex_colour(AMBER), label=amber),
     ]
     figure.legend(
         handles=handles,
@@ -417,7 +417,8 @@ def _tidy(axes: Any, last_step: int) -> None:
     axes.set_xlabel("step", fontsize=9, color=_FAINT)
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """An sRGB colour as CSS writes it."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxseg import distributed, figures
 from jaxseg.best import best_of
 from jaxseg.checkpoints import Pretrained, newest_meta, read_pretrained, stored_steps
+from jaxseg.data.labels import without_void
 from jaxseg.data.pipeline import eval_batches
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
@@ -27,7 +28,7 @@ from jaxseg.experiment import Data, Experiment, Run, check_classes, check_starte
 from jaxseg.files import write_json
 from jaxseg.logs import METRICS_FILE, marked_rows, read_metrics
 from jaxseg.step import make_probability_step
-from jaxseg.types import IGNORE_LABEL, HostBatch, TrainState
+from jaxseg.types import HostBatch, TrainState
 
 
 def read_learned(workdir: Path, which: str = "best") -> Pretrained:
@@ -153,10 +154,7 @@ def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evalu
     )
 
     def source_label(example_id: int) -> np.ndarray:
-        label_hw = records.source_label(example_id)
-        if data.void_class is None:
-            return label_hw
-        return np.where(label_hw == IGNORE_LABEL, np.uint8(data.void_class), label_hw)
+        return without_void(records.source_label(example_id), data.void_class)
 
     step = experiment.parallel.compile_probability_step(make_probability_step(run.model))
     sizes = measure(

@@ -71,6 +71,13 @@ def write_camvid(root: Path, splits=(("train", 3), ("val", 2))) -> Path:
     return root
 
 
+def write_val_of_model_size(camvid: Path) -> None:
+    """Puts val photos of 16x16 into a fake CamVid of five: what TINY_RUN's model sees without resizing."""
+    for i in range(5):
+        save(camvid / "val" / f"f{i}.png", photo(i, 16, 16))
+        save(camvid / "valannot" / f"f{i}.png", mask(i, range(12), 16, 16))
+
+
 def cityscapes_names(count: int) -> list[str]:
     return [f"{'ulm' if i % 2 else 'bonn'}_000000_{i:06d}" for i in range(count)]
 

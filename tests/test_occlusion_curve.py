@@ -10,7 +10,7 @@ from PIL import Image
 from jaxseg.main import main
 from jaxseg.occlusion.covering import Tally, box_over, cover
 from jaxseg.occlusion.curve import SHARES, Curve
-from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid
+from tests.dataset_fakes import TINY_RUN, photo, write_camvid, write_val_of_model_size
 from tests.faults.runs import ROOT
 
 
@@ -103,9 +103,7 @@ def place(tmp_path_factory):
     """A run of two steps and its fine-tune, on five val photos of 16x16."""
     place = tmp_path_factory.mktemp("curve")
     data = write_camvid(place / "camvid", (("train", 6), ("val", 5)))
-    for i in range(5):
-        save(data / "val" / f"f{i}.png", photo(i, 16, 16))
-        save(data / "valannot" / f"f{i}.png", mask(i, range(12), 16, 16))
+    write_val_of_model_size(data)
     where = (f"--config.dataset.data_dir={data}", f"--config.dataset.prepared_dir={place / 'cache'}")
     shape = (*TINY_RUN, "--config.evaluate.batch_size=4", "--config.train.steps=2")
     for recipe, name, more in (

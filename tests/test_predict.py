@@ -24,7 +24,7 @@ from jaxseg.predict.outputs import MANIFEST, Outputs, output_names
 from jaxseg.predict.photos import Photo, find_photos
 from jaxseg.predict.predicting import predict
 from jaxseg.types import IGNORE_LABEL, ClassTable
-from tests.dataset_fakes import TINY_RUN, mask, photo, save, write_camvid
+from tests.dataset_fakes import TINY_RUN, photo, save, write_camvid, write_val_of_model_size
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ClassTable(("dark", "bright", "grün"), ((10, 20, 30), (200, 100, 0), (0, 255, 0)))
@@ -61,9 +61,7 @@ def trained(tmp_path_factory):
     """A run of two steps; its val photos have the model's size, its train photos have not."""
     place = tmp_path_factory.mktemp("predict")
     data = write_camvid(place / "camvid", (("train", 6), ("val", 5)))
-    for i in range(5):
-        save(data / "val" / f"f{i}.png", photo(i, 16, 16))
-        save(data / "valannot" / f"f{i}.png", mask(i, range(12), 16, 16))
+    write_val_of_model_size(data)
     where = (f"--config.dataset.data_dir={data}", f"--config.dataset.prepared_dir={place / 'cache'}")
     shape = (*TINY_RUN, "--config.evaluate.batch_size=4", "--config.train.steps=2")
     run([f"--config={ROOT}/configs/scratch.py:camvid", f"--workdir={place / 'run'}", *where, *shape])

@@ -129,6 +129,11 @@ def void_class(policy: str, classes: ClassTable) -> int | None:
     return classes.names.index("background")
 
 
+def without_void(label: np.ndarray, void: int | None) -> np.ndarray:
+    """uint8 labels with IGNORE_LABEL replaced by the class `void` of `void_class`; as they are for None."""
+    return label if void is None else np.where(label == IGNORE_LABEL, np.uint8(void), label)
+
+
 def _packed(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 

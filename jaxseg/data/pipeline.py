@@ -18,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxseg.data.labels import without_void
 from jaxseg.data.workers import spawning, start_worker
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, MAX_REGIONS, Batch, HostBatch
@@ -143,9 +144,7 @@ class _EvalExample:
 
 
 def _example(record: dict[str, Any], void_class: int | None, key: np.ndarray) -> HostBatch:
-    label = record["label"]
-    if void_class is not None:
-        label = np.where(label == IGNORE_LABEL, np.uint8(void_class), label)
+    label = without_void(record["label"], void_class)
     example_id = np.asarray(record["example_id"], np.int32)
     return HostBatch(record["image"], label, np.asarray(record["boxes"], np.int32), key, example_id)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.files import replacing
+from jaxseg.metrics import host_confusion_matrix
 from jaxseg.metrics.boundary import boundary_f1
 from jaxseg.metrics.calibration import BINS, calibration_sums
 from jaxseg.metrics.object_size import SIZES, object_counts
@@ -37,11 +38,9 @@ class Images:
     @classmethod
     def of(cls, label_hw: np.ndarray, prediction_hw: np.ndarray, confidence_hw: np.ndarray, c: int) -> Images:
         """Of one image, N = 1, in `c` classes. uint8 class ids; the label's IGNORE_LABEL counts nowhere."""
-        valid_hw = label_hw < c
-        cells = label_hw[valid_hw].astype(np.int32) * c + prediction_hw[valid_hw]
         calibration = calibration_sums(label_hw, prediction_hw, confidence_hw)
         images = cls(
-            confusion=np.bincount(cells, minlength=c * c).reshape(c, c),
+            confusion=host_confusion_matrix(label_hw, prediction_hw, c),
             # Rounded so that float64 sums them exactly: no order of summation, and no BLAS, changes a bit.
             boundary_f1=np.ldexp(np.rint(np.ldexp(boundary_f1(label_hw, prediction_hw, c), 24)), -24),
             calibration=np.ldexp(np.rint(np.ldexp(calibration, 16)), -16),

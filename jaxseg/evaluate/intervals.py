@@ -53,11 +53,7 @@ def figures(images: Images) -> dict[str, Figure | list[Figure]]:
     lows, highs = {}, {}
     for name, drawn in _figures(_resampled(statistics, strata(images.labelled))).items():
         lows[name], highs[name] = intervals(drawn)
-    alone = len(images.size) < 2
-    return {
-        name: figure_of(values[name], *((np.nan, np.nan) if alone else (lows[name], highs[name])))
-        for name in values
-    }
+    return {name: figure_of(value, lows[name], highs[name]) for name, value in values.items()}
 
 
 class Difference(NamedTuple):
@@ -89,8 +85,6 @@ def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) ->
         values.append(_ious(counts["counts"].sum(axis=0)))
         drawn.append(_ious(_resampled(counts, stratum_n)["counts"]))
     low, high = intervals(drawn[0] - drawn[1])
-    if len(ours) < 2:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     names = ["mIoU", *(f"IoU of {name}" for name in classes)]
     changes = figure_of(values[0] - values[1], low, high)
     assert isinstance(changes, list)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step
 from jaxseg.checkpoints import stored_steps
 from jaxseg.data import open_source, pipeline
-from jaxseg.data.labels import classes_hash, void_class
+from jaxseg.data.labels import classes_hash, void_class, without_void
 from jaxseg.data.leaks import describe_leaks
 from jaxseg.data.prepare import prepare_split, prepared_folders, print_totals
 from jaxseg.data.records import Manifest, Records, open_records
@@ -45,7 +45,7 @@ from jaxseg.experiment.together import check_started_alike
 from jaxseg.files import cache_root
 from jaxseg.meta import Meta
 from jaxseg.preflight import StepCost, check_state, device_room, step_cost
-from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
+from jaxseg.types import Batch, ClassTable, HostBatch, PyTree, TrainState
 
 __all__ = [
     "Data",
@@ -222,8 +222,10 @@ class Experiment:
         )
         return pipeline.to_device(batches, place=self.parallel.place_batch, augment=self._augment)
 
-    def eval_stream(self, data: Data, split: str) -> Iterator[Batch]:
-        """Every example of a split once, in order, the last batch filled up with void."""
+    def eval_stream(
+        self, data: Data, split: str, change: Callable[[Iterable[HostBatch]], Iterable[HostBatch]] = iter
+    ) -> Iterator[Batch]:
+        """Every example of a split once, in order, the last batch filled with void; `change` alters them."""
         batches = pipeline.eval_batches(
             data.records[split],
             batch_size=self.evaluate.batch_size,
@@ -231,15 +233,16 @@ class Experiment:
             reading=self.reading,
             share=self.parallel.share,
         )
-        return _met(pipeline.to_device(batches, place=self.parallel.place_batch, augment=self.convert))
+        return _met(
+            pipeline.to_device(change(batches), place=self.parallel.place_batch, augment=self._convert)
+        )
 
     @cached_property
     def _augment(self) -> Callable[..., Batch]:
         return self.parallel.compile_augment(augment.make_augment(self.augmentation))
 
     @cached_property
-    def convert(self) -> Callable[..., Batch]:
-        """Placed host arrays -> the Batch of them, unchanged."""
+    def _convert(self) -> Callable[..., Batch]:
         return self.parallel.compile_augment(augment.make_augment(augment.Augmentation()))
 
     # Science.
@@ -379,8 +382,7 @@ class Run:
         chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
         examples = [records[int(i)] for i in chosen]
         images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
-        if data.void_class is not None:
-            labels = np.where(labels == IGNORE_LABEL, np.uint8(data.void_class), labels)
+        labels = without_void(labels, data.void_class)
         place = self.experiment.parallel.place_images
         predictions = self.predict_step(state, place(images.astype(np.float32) / np.float32(255)))
         return list(images), list(labels), list(np.asarray(predictions))

@@ -31,6 +31,13 @@ def confusion_matrix(labels_bhw: jax.Array, predictions_bhw: jax.Array, num_clas
     return counts[:, :cells].reshape(b, num_classes, num_classes).astype(jnp.int32)
 
 
+def host_confusion_matrix(label_hw: np.ndarray, prediction_hw: np.ndarray, num_classes: int) -> np.ndarray:
+    """The same of one image in NumPy: [C, C] int64."""
+    valid_hw = label_hw < num_classes
+    cells = label_hw[valid_hw].astype(np.int64) * num_classes + prediction_hw[valid_hw]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """Figures of one confusion matrix. A class that is neither labelled nor predicted is NaN."""

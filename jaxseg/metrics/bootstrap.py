@@ -47,9 +47,12 @@ def resampled_sums(statistics_nk: np.ndarray, stratum_n: np.ndarray) -> np.ndarr
     """[RESAMPLES, K] float64: sums over the images of each resample of what adds up over images [N, K].
 
     The draws follow from SEED, the number of images and their strata alone: figures of two runs on the same
-    images are paired. Whole numbers below 2^53 are summed exactly, in whatever order.
+    images are paired. Whole numbers below 2^53 are summed exactly, in whatever order. NaN for one image:
+    it says nothing of how images differ.
     """
     statistics_nk = np.asarray(statistics_nk, np.float64)
+    if len(statistics_nk) == 1:
+        return np.full((RESAMPLES, statistics_nk.shape[1]), np.nan)
     return np.concatenate([weights_rn @ statistics_nk for weights_rn in _weights(stratum_n)])
 
 

@@ -115,8 +115,8 @@ def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[j
 
 def _matmul_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    forms = {"cpu": matmul_gradient_by_blocks, "default": matmul_gradient}
-    return matmul(dy, kernel.T), jax.lax.platform_dependent(x, dy, **forms).astype(kernel.dtype)
+    gradient = jax.lax.platform_dependent(x, dy, cpu=matmul_gradient_by_blocks, default=matmul_gradient)
+    return matmul(dy, kernel.T), gradient.astype(kernel.dtype)
 
 
 matmul_by_blocks.defvjp(_matmul_forward, _matmul_backward)

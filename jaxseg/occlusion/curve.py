@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxseg.data.pipeline import eval_batches, to_device
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
 from jaxseg.evaluate.intervals import Difference, Figure, figure_of
@@ -54,8 +54,6 @@ class Curve:
         if self.is_empty:
             return [Figure(None, None, None)] * len(SHARES)
         low_s, high_s = intervals(self._resampled())
-        if len(self.counts_nsk) < 2:
-            low_s, high_s = np.full_like(low_s, np.nan), np.full_like(high_s, np.nan)
         found: list[Figure] = figure_of(_iou(self.counts_nsk.sum(axis=0)), low_s, high_s)
         return found
 
@@ -65,8 +63,6 @@ class Curve:
             return []
         low_s, high_s = intervals(self._resampled() - other._resampled())
         change_s = _iou(self.counts_nsk.sum(axis=0)) - _iou(other.counts_nsk.sum(axis=0))
-        if len(self.counts_nsk) < 2:
-            low_s, high_s = np.full_like(low_s, np.nan), np.full_like(high_s, np.nan)
         changes = figure_of(change_s, low_s, high_s)
         return [
             Difference(f"IoU of {name} at {share:.0%} covered", change)
@@ -203,18 +199,12 @@ class _Cover(NamedTuple):
 def _confusion(opened: Opened, options: Options, covers: Sequence[_Cover]) -> np.ndarray:
     """[N, C, C] of the split with objects covered, counted as every evaluation counts."""
     run, data, learned = opened
-    place, experiment = run.experiment.parallel, run.experiment
-    batches = eval_batches(
-        data.records[options.split],
-        batch_size=experiment.evaluate.batch_size,
-        void_class=data.void_class,
-        reading=experiment.reading,
-    )
-    stream = to_device(
-        _covered(batches, covers, options), place=place.place_batch, augment=experiment.convert
-    )
+    change = partial(_covered, covers=covers, options=options)
+    stream = run.experiment.eval_stream(data, options.split, change)
     state = run.inference_state(learned.variables)
-    return evaluate(run.eval_step, state, stream, loss=run.loss, fetch=place.fetch).confusion_ncc
+    return evaluate(
+        run.eval_step, state, stream, loss=run.loss, fetch=run.experiment.parallel.fetch
+    ).confusion_ncc
 
 
 def _covered(batches: Iterable[HostBatch], covers: Sequence[_Cover], options: Options) -> Iterator[HostBatch]:

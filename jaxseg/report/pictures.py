@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxseg.checkpoints import Pretrained
+from jaxseg.data.labels import without_void
 from jaxseg.experiment import Data, Run
+from jaxseg.metrics import host_confusion_matrix
 from jaxseg.report.regions import Cell, Region, Regions
-from jaxseg.types import IGNORE_LABEL
 
 _BATCH = 6
 """As `score` predicts its samples: the program for it is compiled already."""
@@ -75,7 +76,7 @@ def survey(data: Data, split: str, predictors: Sequence[Predict], cells: Sequenc
     matrices: list[list[np.ndarray]] = [[] for _ in predictors]
     for picture in predicted(data, split, predictors, [int(i) for i in chosen]):
         for r, prediction_hw in enumerate(picture.predictions_rhw):
-            confusion_cc = _confusion(picture.label_hw, prediction_hw, classes)
+            confusion_cc = host_confusion_matrix(picture.label_hw, prediction_hw, classes)
             matrices[r].append(confusion_cc)
             found[r].add(picture.index, picture.photo_hw3, picture.label_hw, prediction_hw, confusion_cc)
     regions = tuple(f.largest_first() for f in found)
@@ -94,15 +95,6 @@ def predicted(
         images = np.stack([e["image"] for e in examples] + [examples[0]["image"]] * (size - len(batch)))
         predictions_rbhw = np.stack([predict(images) for predict in predictors])
         for b, (index, example) in enumerate(zip(batch, examples, strict=True)):
-            label_hw = example["label"]
-            if data.void_class is not None:
-                label_hw = np.where(label_hw == IGNORE_LABEL, np.uint8(data.void_class), label_hw)
+            label_hw = without_void(example["label"], data.void_class)
             name = records.manifest.example_ids[index]
             yield Picture(index, name, example["image"], label_hw, predictions_rbhw[:, b])
-
-
-def _confusion(label_hw: np.ndarray, prediction_hw: np.ndarray, classes: int) -> np.ndarray:
-    """[C, C] int64 of one image; rows are labels."""
-    valid_hw = label_hw != IGNORE_LABEL
-    cell = label_hw[valid_hw].astype(np.int64) * classes + prediction_hw[valid_hw]
-    return np.bincount(cell, minlength=classes * classes).reshape(classes, classes)

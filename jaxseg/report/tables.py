@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.evaluate.images import TRAINING
+from jaxseg.figures import hex_colour
+from jaxseg.metrics.ratios import Counts, class_ratios
 from jaxseg.report.regions import Cell
 from jaxseg.report.stored import StoredRun, is_interval
 from jaxseg.types import ClassTable
 
 Interval = Mapping[str, Any]
 """{"value", "low", "high"}: floats, or None where there is none."""
-
-TRAINING, SOURCE = "training size", "source size"
 
 _WHOLE = {
     "miou": "mIoU",
@@ -162,12 +163,6 @@ def extremes(run: StoredRun) -> tuple[str | None, str | None]:
     return min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
 
 
-def hex_colour(rgb: Sequence[int]) -> str:
-    """An sRGB colour as CSS writes it."""
-    red, green, blue = (int(value) for value in rgb)
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
 def _change(values: Sequence[float | None]) -> float | None:
     if len(values) != 2:
         return None
@@ -176,14 +171,7 @@ def _change(values: Sequence[float | None]) -> float | None:
 
 
 def _from_matrix(run: StoredRun, c: int, name: str) -> float | None:
-    """Precision, recall or F1 (2 TP / (2 TP + FP + FN)) of a class; None where it is not defined."""
+    """Precision, recall or F1 of a class; None where it is not defined, or the matrix does not say."""
     confusion_cc = np.array(run.evaluation["confusion_matrix"], np.int64)
-    hits, labelled, predicted = confusion_cc[c, c], confusion_cc[c].sum(), confusion_cc[:, c].sum()
-    parts = {
-        "precision": (hits, predicted),
-        "recall": (hits, labelled),
-        "f1": (2 * hits, labelled + predicted),
-    }
-    if name not in parts or not parts[name][1]:
-        return None
-    return float(parts[name][0] / parts[name][1])
+    ratios = class_ratios(Counts.of(confusion_cc))
+    return float(ratios[name][c]) if name in ratios and not np.isnan(ratios[name][c]) else None

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jaxseg
+from jaxseg import figures
+from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.files import write_text
 from jaxseg.report import charts, facts, tables
 from jaxseg.report.choice import SMALLEST_SHARE
@@ -59,9 +61,9 @@ def _context(
     main = runs[-1]
     model = models[-1] if isinstance(models[-1], Model) else None
     worst, best = tables.extremes(main)
-    source_size = [tables.figures_of(run, tables.SOURCE) for run in runs]
+    source_size = [tables.figures_of(run, SOURCE) for run in runs]
     same_size = all(
-        found and found == tables.figures_of(run, tables.TRAINING)
+        found and found == tables.figures_of(run, TRAINING)
         for run, found in zip(runs, source_size, strict=True)
     )
     return {
@@ -73,7 +75,7 @@ def _context(
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "sentence": facts.sentence(main, model),
         "command": facts.command(main),
-        "measured": tables.figures_of(main, tables.TRAINING) is not None,
+        "measured": tables.figures_of(main, TRAINING) is not None,
         "miou": [tables.whole_figure(run, "miou") for run in runs],
         "accuracy": [tables.whole_figure(run, "pixel_accuracy") for run in runs],
         "worst_class": (worst, tables.class_figure(main, worst, "iou")) if worst else None,
@@ -82,8 +84,8 @@ def _context(
         "whole": tables.whole_table(runs),
         "more": tables.more_by_class(main),
         "same_size": same_size,
-        "source_rows": tables.class_rows(runs, classes, tables.SOURCE) if all(source_size) else None,
-        "source_whole": tables.whole_table(runs, tables.SOURCE),
+        "source_rows": tables.class_rows(runs, classes, SOURCE) if all(source_size) else None,
+        "source_whole": tables.whole_table(runs, SOURCE),
         "same_loss": all(run.config["loss"] == main.config["loss"] for run in runs),
         "charts": charts.run_charts(runs),
         "class_charts": charts.class_charts(runs),
@@ -125,7 +127,7 @@ def _shares(
     rows = [
         (
             name,
-            tables.hex_colour(rgb),
+            figures.hex_colour(rgb),
             None if train is None else train[c],
             scored[c],
             [of_class[name] if name in of_class else None for _, of_class in weights],
