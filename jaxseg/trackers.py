@@ -222,8 +222,10 @@ class _Trackio:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
+        import trackio
+
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+            trackio.finish()  # the run's own `finish` would be called, and print, once more at the exit
 
 
 def _open_trackio(

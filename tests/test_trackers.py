@@ -16,6 +16,7 @@ import pytest
 
 from jaxseg import trackers
 from jaxseg.checkpoints import stored_steps
+from jaxseg.experiment import Experiment, load_recipe, plain, read_config
 from jaxseg.logs import RunLog, read_metrics
 from jaxseg.main import main
 from jaxseg.trackers import open_trackers
@@ -268,3 +269,13 @@ def test_a_tracker_that_is_not_there(monkeypatch, capsys, names, status, says):
         main([f"--config={ROOT}/configs/scratch.py", f"--config.log.trackers={names}"])
     assert end.value.code == status
     assert capsys.readouterr().err == f"jaxseg: {says}\n"
+
+
+def test_a_run_from_before_there_were_trackers_opens(tmp_path):
+    config = plain(load_recipe(ROOT / "configs" / "scratch.py", "streets"))
+    del config["log"]["trackers"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Experiment(read_config(tmp_path)).log.trackers == ()
+    config["log"]["trackers"] = ["mlflow"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Experiment(read_config(tmp_path)).log.trackers == ("mlflow",)

@@ -29,8 +29,8 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
     """`path` is the type of a file's name."""
     parser.description = (
         f"{parser.description}. Each object of a class (8-connected, at the training size) is covered by a "
-        "box over 0, 10, ... 70 %% of its pixels, the label stays, and the class's IoU is taken over the "
-        "whole split: at 0 %% it is that of `evaluate`, and false alarms count wherever they are. One class "
+        "box over 0, 10, ... 70 % of its pixels, the label stays, and the class's IoU is taken over the "
+        "whole split: at 0 % it is that of `evaluate`, and false alarms count wherever they are. One class "
         "at a time. Several runs are compared on the same covered images (a paired bootstrap). Written to "
         "WORKDIR/eval: SPLIT_occlusion.json and .png. Takes 1 + 7 evaluations a class."
     )
