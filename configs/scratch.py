@@ -122,7 +122,8 @@ def _run() -> dict[str, Any]:
             "threads": 2,
             "buffer": 4,
         },
-        "log": {"every": 10, "tensorboard": True, "images": 4},
+        # trackers: of wandb, mlflow and trackio, as ("mlflow",); each an extra of its name, and local.
+        "log": {"every": 10, "tensorboard": True, "images": 4, "trackers": ()},
     }
 
 

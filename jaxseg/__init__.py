@@ -12,6 +12,7 @@ holds it, and this list, to that:
     2   compilations                          what XLA has compiled, kept for the next start
     3   parallel, checkpoints                 devices; what survives a crash
     3   inference                             a photo -> windows -> probabilities at the photo's size
+    3   trackers                              W&B, MLflow, trackio
     4   evaluate, figures, logs, summary      what people look at
     4   preflight                             what a run takes against what there is
     5   experiment, incidents                 the only reader of a config; steps that were not finite

@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl, timings.jsonl, TensorBoard and the terminal.
+"""Where a run's figures go: metrics.jsonl, timings.jsonl, TensorBoard, trackers and the terminal.
 
 metrics.jsonl holds nothing that depends on the clock, so that two equal runs have equal files and a
 resumed run ends with the file of one that was never interrupted. The clock lives in timings.jsonl.
@@ -23,6 +23,7 @@ from jaxseg.broken import set_aside
 from jaxseg.errors import UserError
 from jaxseg.files import sealed, unsealed, write_text
 from jaxseg.meta import LogMark, is_metrics_row, parsed_row
+from jaxseg.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
@@ -35,7 +36,8 @@ class RunLog:
     """A run's figures, on disk. One process of a run opens it, as a context manager.
 
     metrics.jsonl starts with `rows`, which are what `kept_rows` gives; what a killed run wrote after them is
-    cut, so that it can be written again. timings.jsonl is never cut: it says what was spent.
+    cut, so that it can be written again. timings.jsonl is never cut: it says what was spent. `trackers` get
+    `rows` too, of which they know what they have; they are closed with the log.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RunLog:
         start_step: int,
         rows: Sequence[dict[str, Any]],
         tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         _replace(workdir / METRICS_FILE, rows)
@@ -59,6 +62,10 @@ class RunLog:
         self._timings = (workdir / TIMINGS_FILE).open("a", encoding="utf-8")
         self._opened = time.perf_counter()
         self._events = _EventFile(workdir / TENSORBOARD_DIR, start_step) if tensorboard else None
+        self._trackers = tuple(trackers)
+        for row in rows:
+            figures = {name: value for name, value in row.items() if name not in ("step", "split", "seal")}
+            self._track(row["step"], row["split"], figures)
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Add one line `{"step", "split", **figures}`; a line that already stands for both is kept.
@@ -66,7 +73,8 @@ class RunLog:
         Steps of a split rise. A "val" line gets a checksum, `seal`.
 
         `figures` holds numbers (NaN and infinity become null), strings, None, and lists, arrays and
-        mappings of them. Numbers, and those one level down, go to TensorBoard as `split/name[/key]`.
+        mappings of them. Numbers, and those one level down, go to TensorBoard and trackers as
+        `split/name[/key]`.
         """
         step, plain = int(step), _plain(figures)
         if split in self._last and step <= self._last[split]:
@@ -81,6 +89,7 @@ class RunLog:
         self._rows += 1
         if self._events is not None:
             self._events.add_scalars(_scalars(split, plain), step)
+        self._track(step, split, plain)
 
     def time(self, step: int, figures: Mapping[str, Any]) -> None:
         """Add one line to timings.jsonl, with the time of day and the seconds since this was opened."""
@@ -89,6 +98,7 @@ class RunLog:
         _append(self._timings, {"step": step, **clock, **plain})
         if self._events is not None:
             self._events.add_scalars(_scalars("time", plain), step)
+        self._track(step, "time", plain)
 
     def enter(self, phase: str, step: int) -> None:
         """Note in timings.jsonl what the run is doing from now on: train, evaluate, save or report."""
@@ -120,6 +130,12 @@ class RunLog:
         if self._events is not None:
             self._events.close()
             self._events = None
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, step: int, split: str, plain: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.write(step, split, dict(_scalars(split, plain)))
 
     def __enter__(self) -> Self:
         return self

@@ -28,9 +28,11 @@ from jaxseg.experiment import (
     default_workdir,
     init_from_parent,
     parent_config,
+    plain,
     write_config,
 )
 from jaxseg.experiment.sections import class_weights, describe_class_weights
+from jaxseg.experiment.stored import flat
 from jaxseg.files import write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
@@ -44,6 +46,7 @@ from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import read_learned, score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
+from jaxseg.trackers import check_trackers, open_trackers
 from jaxseg.types import PyTree, TrainState
 
 _MORE_CHECKPOINTS = 2
@@ -74,6 +77,7 @@ def train(
     if workdir in children:
         raise UsageError(f"init.recipe: {workdir} would be its own parent; break the circle of recipes")
     experiment = Experiment(config)
+    check_trackers(experiment.log.trackers)
 
     def busy(holder: str) -> None:
         if not children:
@@ -225,8 +229,13 @@ def _log(run: Run, workdir: Path, start: _Start) -> Iterator[RunLog]:
         folder = workdir
         if not distributed.is_main():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxseg-")))
-        tensorboard = run.experiment.log.tensorboard and distributed.is_main()
-        yield stack.enter_context(RunLog(folder, start_step=start.step, rows=rows, tensorboard=tensorboard))
+        log, tensorboard, opened = run.experiment.log, False, []
+        if distributed.is_main():
+            tensorboard, config = log.tensorboard, dict(flat(plain(run.experiment.config)))
+            opened = open_trackers(log.trackers, workdir, start_step=start.step, config=config)
+        yield stack.enter_context(
+            RunLog(folder, start_step=start.step, rows=rows, tensorboard=tensorboard, trackers=opened)
+        )
 
 
 class _Start(NamedTuple):

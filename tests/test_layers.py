@@ -39,6 +39,7 @@ LAYERS = {
     "inference": 3,
     "evaluate": 4,
     "figures": 4,
+    "trackers": 3,
     "logs": 4,
     "summary": 4,
     "preflight": 4,

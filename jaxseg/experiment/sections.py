@@ -145,6 +145,7 @@ class LogSection:
     every: int
     tensorboard: bool
     images: int
+    trackers: Sequence[str]
 
 
 _RANGES = {

@@ -36,6 +36,9 @@ _FREE = (
     "train.steps",
 )
 
+_NEWER: Mapping[str, Mapping[str, Any]] = {"log": {"trackers": []}}
+"""Keys that configs of earlier versions don't have, with what those versions did."""
+
 
 def check_config(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError that lists the identity keys in which `workdir` holds another run.
@@ -82,6 +85,9 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         if not isinstance(content, dict) or "recipe" not in content:
             raise ValueError("it has no recipe")
+        for name, keys in _NEWER.items():
+            if name in content and isinstance(content[name], dict):
+                content[name] = {**keys, **content[name]}
         return ConfigDict(with_tuples(content)).lock()
     except ValueError as e:  # as ConfigDict raises for a key with a dot
         raise UserError(f"{path} is no config of a run ({e}); {_AGAIN}") from None
