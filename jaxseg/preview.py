@@ -23,11 +23,12 @@ def preview(experiment: Experiment, output: Path, count: int) -> None:
     """Writes train.png with the first `count` examples of the run, and classes.json with what is printed.
 
     Prepares the data where it is not there yet; makes no model. Raises UsageError for a count below one, and
-    UserError for data that can't be read.
+    UserError for data that can't be read; either for what training would refuse in the data.
     """
     if count < 1:
         raise UsageError(f"--count={count} shows nothing; use at least 1")
     data = experiment.open_data(("train",))
+    experiment.check_training(data.classes, len(data.records["train"]))
     statistics = class_statistics(data)
     weights = class_weights(experiment.config.loss, data.classes.names, data.pixels("train"))
     print(format_statistics(statistics, len(data.records["train"])))

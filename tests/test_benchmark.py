@@ -19,6 +19,7 @@ from jaxseg.benchmark import (
     measures,
     options,
     peaks,
+    predicting,
     rounds,
     sides,
     startup,
@@ -116,6 +117,26 @@ def test_steps_are_measured_and_written(tmp_path, capsys):
     # A step is at least a forward and twice as much backward; no peaks of "cpu" are known.
     assert figures["train"]["flops"] > 2 * figures["forward"]["flops"] > 0
     assert figures["train"]["of_bandwidth"] is None
+
+
+def test_prediction_is_measured_beside_the_forward_passes_in_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predicting, "_PHOTO", (24, 48))
+    written = []
+    write = predicting.predict
+
+    def seen(model, classes, asked, **sizes):
+        write(model, classes, asked, **sizes)
+        written.append(sorted(path.name for path in asked.output.glob("*/*")))
+
+    monkeypatch.setattr(predicting, "predict", seen)
+    output = tmp_path / "figures.json"
+    status, printed = benchmark(capsys, "--what=predict", f"--output={output}")
+    assert status == 0, printed
+    # Twice the batch of two photos, a call to warm up and a round each.
+    assert len(written) == 4 and {len(names) for names in written} == {8}
+    figures = json.loads(output.read_text())["predict"]
+    assert figures["jaxseg"]["images_per_s"] == pytest.approx(4 / figures["jaxseg"]["median_s"])
+    assert re.search(r"\nprediction +[\d,.]+ ms +[\d.,]+  forward's time over ours \d", printed)
 
 
 def test_input_and_augmentation_are_measured(tmp_path, capsys, monkeypatch):

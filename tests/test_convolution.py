@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxseg.models import Conv1x1
+from jaxseg.models import Conv1x1, UNet
 from jaxseg.models.convolution import (
     Conv3x3,
     conv_3x3,
@@ -16,6 +16,7 @@ from jaxseg.models.convolution import (
     matmul_by_blocks,
     matmul_gradient_by_blocks,
 )
+from jaxseg.models.winograd import conv_3x3_by_tiles
 
 SHAPES = [
     (2, 8, 6, 5, 7),  # inputs narrower
@@ -82,6 +83,56 @@ def test_the_gradient_by_blocks_is_the_plain_one(shape, planted):
     by_blocks = matmul_gradient_by_blocks(x[:, ::-1] if planted else x, target)
     assert np.allclose(by_blocks, expected[1], rtol=1e-5, atol=1e-4) != planted
     assert np.allclose(found[1], expected[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4), (3, 6, 8), (1, 64, 48), (2, 2, 2050)], ids=str)
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_convolution_by_tiles_is_the_librarys(shape, planted):
+    """Of one strip, of several, and of rows that are more than a strip."""
+    x, kernel = _normal(0, *shape, 5), _normal(1, 3, 3, 5, 7)
+    found = conv_3x3_by_tiles(x, kernel[::-1] if planted else kernel)
+    assert np.allclose(found, conv_3x3(x, kernel), rtol=1e-5, atol=1e-5) != planted
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "dtype", "platform", "by_matmul", "tiles"),
+    [
+        (128, 8, "float32", "cpu", True, True),
+        (127, 8, "float32", "cpu", True, False),
+        (128, 7, "float32", "cpu", True, False),
+        (128, 8, "bfloat16", "cpu", True, False),
+        (128, 8, "float32", "cuda", True, False),
+        (128, 8, "float32", "cpu", False, False),
+    ],
+)
+def test_tiles_are_for_wide_convolutions_that_are_not_differentiated(
+    channels, side, dtype, platform, by_matmul, tiles
+):
+    module = Conv3x3(128, dtype, by_matmul)
+    x = jax.ShapeDtypeStruct((2, side, 8, channels), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+
+    def program(function):
+        lowered = jax.jit(function).trace(variables, x).lower(lowering_platforms=(platform,))
+        return lowered.as_text()
+
+    assert ("convolution" not in program(module.apply)) == tiles
+    step = program(jax.value_and_grad(lambda v, x: module.apply(v, x).sum()))
+    assert step.count("stablehlo.convolution") >= 1, "the step is by convolutions"
+
+
+def test_a_step_in_bfloat16_is_the_librarys():
+    """At a width at which all forms are used; the other platforms' branches are traced as well."""
+    image, target = _normal(0, 1, 16, 16, 3), _normal(1, 1, 16, 16, 3)
+    variables = UNet(3, 32, 2).init(jax.random.key(0), image, train=False)
+
+    def gradients(by_matmul):
+        net = UNet(3, 32, 2, dtype="bfloat16", by_matmul=by_matmul)
+        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=False) * target)))(variables)
+
+    for ours, theirs in zip(*(jax.tree.leaves(gradients(by)) for by in (True, False)), strict=True):
+        assert ours.dtype == jnp.float32
+        assert jnp.linalg.norm(ours - theirs) <= 0.01 * jnp.linalg.norm(theirs)
 
 
 def test_bfloat16_is_summed_in_float32():

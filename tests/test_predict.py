@@ -19,6 +19,7 @@ from jaxseg.data.records import open_records
 from jaxseg.errors import UserError
 from jaxseg.inference import Looking, cut, plan_windows
 from jaxseg.main import main
+from jaxseg.predict.coco import coco_file, run_lengths
 from jaxseg.predict.options import Options, add_flags, read_flags
 from jaxseg.predict.outputs import MANIFEST, Outputs, output_names
 from jaxseg.predict.photos import Photo, find_photos
@@ -39,7 +40,7 @@ def by_colour(images_bhwc):
 
 def options(source, output, **changes):
     looking = {"tiles": False, "overlap": 0.5, "scales": (1.0,), "flip": False}
-    files = {"overlays": True, "probabilities": False, "polygons": False}
+    files = {"overlays": True, "probabilities": False, "polygons": None}
     return Options(
         **{"source": str(source), "output": output, "checkpoint": "best", **looking, **files, **changes}
     )
@@ -287,7 +288,7 @@ def test_the_output_is_not_the_input(tmp_path):
 
 def test_polygons_drawn_again_are_the_label_map(tmp_path):
     source = save(tmp_path / "in" / "a.png", photo(5, 20, 30))
-    predicted(source, tmp_path / "out", size=(20, 30), polygons=True)
+    predicted(source, tmp_path / "out", size=(20, 30), polygons="geojson")
     content = json.loads((tmp_path / "out" / "polygons" / "a.geojson").read_text())
     assert content["type"] == "FeatureCollection"
     label = np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))
@@ -301,6 +302,70 @@ def test_polygons_drawn_again_are_the_label_map(tmp_path):
         drawn[inside.reshape(label.shape)] = feature["properties"]["id"]
         assert feature["properties"]["class"] == CLASSES.names[feature["properties"]["id"]]
     assert (drawn == label).all() and any(len(f["geometry"]["coordinates"]) > 1 for f in content["features"])
+
+
+def test_coco_reads_the_regions_of_all_photos(tmp_path):
+    from pycocotools.coco import COCO
+
+    for number, name in enumerate(("a.png", "grün 2.png")):
+        save(tmp_path / "in" / name, photo(number + 5, 20, 30))
+    predicted(tmp_path / "in", tmp_path / "out", size=(20, 30), polygons="coco")
+    coco = COCO(tmp_path / "out" / "coco.json")
+    assert [one["name"] for one in coco.loadCats(coco.getCatIds())] == list(CLASSES.names)
+    images = coco.loadImgs(coco.getImgIds())
+    assert [(one["file_name"], one["height"], one["width"]) for one in images] == [
+        ("a.png", 20, 30),
+        ("grün 2.png", 20, 30),
+    ]
+    kinds = set()
+    for image in images:
+        label = np.asarray(Image.open(tmp_path / "out" / "labels" / image["file_name"]))
+        regions, covered = coco.loadAnns(coco.getAnnIds(imgIds=image["id"])), np.zeros(label.shape, int)
+        for region in regions:
+            # Its reader widens polygons by up to half a pixel; encoded runs are exact.
+            mask = coco.annToMask(region).astype(bool)
+            left, top, width, height = (int(n) for n in region["bbox"])
+            own = label == region["category_id"] - 1
+            inside = np.zeros(label.shape, bool)
+            inside[top : top + height, left : left + width] = True
+            kinds.add(region["iscrowd"])
+            if region["iscrowd"]:
+                assert not (mask & ~(own & inside)).any() and mask.sum() == region["area"]
+                assert mask.any(axis=1)[[top, top + height - 1]].all()
+                assert mask.any(axis=0)[[left, left + width - 1]].all()
+                covered += mask
+        assert sum(region["area"] for region in regions) == label.size
+    assert kinds == {0, 1}
+
+
+def test_polygons_for_coco_have_the_area_of_their_pixels(tmp_path):
+    label = np.zeros((6, 7), np.uint8)
+    label[1:4, 2:5] = 1
+    label[3, 4] = 0  # a corner is missing: eight pixels
+    with coco_file(tmp_path / "coco.json", CLASSES) as coco:
+        coco.add("a.png", label)
+    content = json.loads((tmp_path / "coco.json").read_text())
+    around, region = sorted(content["annotations"], key=lambda one: one["category_id"])
+    assert (region["area"], region["bbox"], region["iscrowd"]) == (8, [2, 1, 3, 3], 0)
+    [ring] = region["segmentation"]
+    assert {tuple(corner) for corner in np.reshape(ring, (-1, 2))} == {
+        (2, 1), (5, 1), (5, 3), (4, 3), (4, 4), (2, 4),
+    }  # fmt: skip
+    assert (around["area"], around["iscrowd"]) == (42 - 8, 1)
+    assert around["segmentation"] == {"size": [6, 7], "counts": run_lengths(label == 0)}
+    assert run_lengths(np.array([[0, 1], [1, 1]])) == [1, 3] and run_lengths(np.ones((2, 2))) == [0, 4]
+
+
+def test_one_coco_file_is_of_one_input(tmp_path):
+    for folder in ("one", "two"):
+        save(tmp_path / folder / f"{folder}.png", photo(0, 8, 8))
+    out = tmp_path / "out"
+    predicted(tmp_path / "one", out, polygons="coco")
+    predicted(tmp_path / "one", out, polygons="coco")
+    before = (out / "coco.json").read_bytes()
+    with pytest.raises(UserError, match=r"coco.json is the result for .*/one, and would be that for .*/two"):
+        predicted(tmp_path / "two", out, polygons="coco")
+    assert (out / "coco.json").read_bytes() == before
 
 
 def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch):

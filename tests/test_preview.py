@@ -88,3 +88,17 @@ def test_nothing_is_not_shown(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["preview", *flags, "--count=0"])
     assert "--count=0 shows nothing; use at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "status", "says"),
+    [
+        ("--config.dataset.region_class=persn", 2, "dataset.region_class='persn', which is none of"),
+        ("--config.train.batch_size=7", 1, "train.batch_size=7 is more than the 6 images"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(flags, capsys, tmp_path, flag, status, says):
+    with pytest.raises(SystemExit, match=str(status)):
+        main(["preview", *flags, flag, f"--output={tmp_path}/out"])
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from jaxseg import report
+from jaxseg.evaluate.images import read_images, write_images
+from jaxseg.evaluate.intervals import compared
 from jaxseg.main import main
 from jaxseg.report import facts, writing
 from jaxseg.report.choice import choose, rank
@@ -410,6 +412,28 @@ def test_a_config_is_compared_with_its_recipe_and_its_parent(place):
     assert ("train.steps", "0", "6") in facts.against_recipe(child).changes
     changed = {key for key, _, _ in facts.against_parent(child).changes}
     assert changed == {"init.workdir"} and facts.against_parent(scratch) is None
+
+
+def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path):
+    def drawn_of(scratch):
+        both = [f"--workdir={scratch}", f"--workdir={place / 'child'}"]
+        ended(["report", *both, f"--output={tmp_path / 'both.html'}"])
+        return text_of((tmp_path / "both.html").read_text())
+
+    ours, theirs = (read_images(place / name, "val") for name in ("child", "scratch"))
+    found = compared(ours, theirs, "")["training size"]
+    assert any(d.change.low is not None and d.change.value for d in found)
+    said = drawn_of(place / "scratch")
+    assert f"From scratch to child, in percent points: {found[0]}. " in said
+    shown = [f"{d.change.value:+.3f} {d.change.low:+.3f} to {d.change.high:+.3f}" for d in found[1:3]]
+    assert all(text in said for text in shown), shown
+    # Of another checkpoint than the figures beside it, or without its images, no interval stands there.
+    old = copied(place / "scratch", tmp_path)
+    write_images(old / "eval" / "val_images.npz", dataclasses.replace(theirs, step=theirs.step + 1))
+    without = drawn_of(old)
+    assert "From scratch to child" not in without and f"{found[1].change.value:+.3f}" in without
+    (old / "eval" / "val_images.npz").unlink()
+    assert drawn_of(old).count("to child") == 0
 
 
 def copied(workdir, place):

@@ -22,6 +22,7 @@ from jaxseg.benchmark.growth_plot import draw_growth
 from jaxseg.benchmark.loading import measure_input
 from jaxseg.benchmark.memory import measure_memory
 from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.predicting import measure_predict
 from jaxseg.benchmark.startup import measure_startup
 from jaxseg.benchmark.steps import measure_evaluate, measure_forward, measure_train
 from jaxseg.benchmark.table import Result, row
@@ -32,6 +33,7 @@ MEASURES: dict[str, Callable[[Run, Options], Result]] = {
     "train": measure_train,
     "forward": measure_forward,
     "evaluate": measure_evaluate,
+    "predict": measure_predict,
     "input": measure_input,
     "augment": measure_augment,
     "memory": measure_memory,

@@ -13,6 +13,7 @@ MEASURES = {
     "train": "a train step on a batch that lies on the device",
     "forward": "a forward pass of the same batch",
     "evaluate": "an evaluation step beside the forward pass in it",
+    "predict": "1024x2048 photos in files to labels and overlays, beside the forward pass in it",
     "input": "records to host batches; training on them beside training on one batch",
     "augment": "augmentation by operation, and its share of a train step",
     "memory": "peak memory of train steps in a process of their own, and XLA's analysis",

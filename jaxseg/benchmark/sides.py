@@ -85,7 +85,7 @@ def forward_function(run: Run) -> Any:
 
 def forward_work(forward: Any, state: TrainState, batch: Batch) -> Work:
     """Logits of the batch a call."""
-    return lambda: jax.block_until_ready(forward(_variables(state), batch.image))
+    return lambda: jax.block_until_ready(forward(variables_of(state), batch.image))
 
 
 def evaluate_work(run: Run, state: TrainState, batch: Batch) -> Work:
@@ -110,12 +110,13 @@ def train_cost(run: Run, state: TrainState, batch: Batch) -> Cost:
 
 def forward_cost(run: Run, forward: Any, state: TrainState, batch: Batch) -> Cost:
     """Of a forward pass; compiles it, as its first call would."""
-    lowered = forward.lower(_variables(state), batch.image)
+    lowered = forward.lower(variables_of(state), batch.image)
     devices = len(run.experiment.parallel.devices)
     return Cost(_told(lowered, "flops", 1), _told(lowered.compile(), "bytes accessed", devices))
 
 
-def _variables(state: TrainState) -> dict[str, Any]:
+def variables_of(state: TrainState) -> dict[str, Any]:
+    """Of the model, as linen has them."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
@@ -130,7 +131,7 @@ def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
 
     section = run.experiment.config.model
     net = twin.UNet(len(run.classes.names), width=section.width, depth=section.depth)
-    twin.copy_variables(_variables(state), net)
+    twin.copy_variables(variables_of(state), net)
     return {
         **twin.make_works(
             net,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def measure_train(run: Run, options: Options) -> Result:
         works["torch"] = sides.torch_works(run, state, inputs)["train"]
     cost = sides.train_cost(run, state, batch)
     works = {"jaxseg": sides.train_work(run, state, itertools.repeat(batch)), **works}
-    return _with_cost(run, _timed("train step", works, run, options), cost)
+    return _with_cost(run, timed("train step", works, run.experiment.train.batch_size, options), cost)
 
 
 def measure_forward(run: Run, options: Options) -> Result:
@@ -35,7 +36,7 @@ def measure_forward(run: Run, options: Options) -> Result:
     works = {"jaxseg": sides.forward_work(forward, state, batch)}
     if options.against_torch:
         works["torch"] = sides.torch_works(run, state, inputs)["forward"]
-    return _with_cost(run, _timed("forward", works, run, options), cost)
+    return _with_cost(run, timed("forward", works, run.experiment.train.batch_size, options), cost)
 
 
 def measure_evaluate(run: Run, options: Options) -> Result:
@@ -46,10 +47,11 @@ def measure_evaluate(run: Run, options: Options) -> Result:
         "jaxseg": sides.evaluate_work(run, state, batch),
         "forward": sides.forward_work(sides.forward_function(run), state, batch),
     }
-    return _timed("evaluation", works, run, options)
+    return timed("evaluation", works, run.experiment.train.batch_size, options)
 
 
-def _timed(title: str, works: dict[str, sides.Work], run: Run, options: Options) -> Result:
+def timed(title: str, works: Mapping[str, sides.Work], images: int, options: Options) -> Result:
+    """Sides that all do `images` a call; others stand below "jaxseg", with the ratio of the first."""
     times = in_turns(
         works,
         rounds=options.rounds,
@@ -57,7 +59,6 @@ def _timed(title: str, works: dict[str, sides.Work], run: Run, options: Options)
         title=title,
         done=jax.block_until_ready,
     )
-    images = run.experiment.train.batch_size
     figures: dict[str, Any] = {
         name: {**side.to_json(), "images_per_s": images / side.median} for name, side in times.items()
     }

@@ -250,7 +250,7 @@ class Experiment:
     def build(self, classes: ClassTable, pixels: Sequence[int], *, train_images: int) -> Run:
         """Model, loss, optimizer and steps for these classes; `pixels` of each in the train split."""
         if self._trains:
-            self._check_training(classes, train_images)
+            self.check_training(classes, train_images)
         total, every = self.steps(train_images)
         model = self._model(num_classes=len(classes.names))
         loss = losses.build_loss(section(self._values, "loss"), pixels_c=tuple(pixels))
@@ -273,7 +273,8 @@ class Experiment:
         place = {"axis_name": self.parallel.axis_name, "by_matmul": self.parallel.steps_see_whole_arrays}
         return splat(models.build_unet, self._values, "model", num_classes=num_classes, **place)
 
-    def _check_training(self, classes: ClassTable, train_images: int) -> None:
+    def check_training(self, classes: ClassTable, train_images: int) -> None:
+        """Raises UserError for a batch larger than the split, UsageError for regions of a class not there."""
         if train_images < self.train.batch_size:
             raise UserError(
                 f"train.batch_size={self.train.batch_size} is more than the {train_images} images of "

@@ -1,8 +1,9 @@
-"""Convolutions whose kernel's gradient is fast on CPUs.
+"""Convolutions that are fast on CPUs.
 
-XLA's CPU backend computes that gradient as a convolution with a window as large as the image, several times
-slower than the matrix products that it is made of. `conv_3x3` and `kernel_gradient`, `matmul` and
-`matmul_gradient` are the plain forms: the tests hold the fast ones to them.
+XLA's CPU backend computes the gradient of a kernel as a convolution with a window as large as the image,
+several times slower than the matrix products that it is made of, and knows no convolution with fewer
+multiplications. `conv_3x3` and `kernel_gradient`, `matmul` and `matmul_gradient` are the plain forms: the
+tests hold the fast ones to them.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.models.winograd import conv_3x3_by_tiles
+
 _PIXELS = 1024
 """Of a block: as many keep three columns and their products in a core's cache, at 32 to 512 channels."""
 
 _NARROW = 32
 """Kernels of fewer features make matrices too thin to pay: the library's gradient is faster."""
 
+_WIDE = 128
+"""Channels from which on, in and out, Winograd's tiles pay: of fewer, to make them takes what they save."""
+
 
 class Conv3x3(nn.Module):
     """`nn.Conv(features, (3, 3), padding="SAME")`, with its parameters.
 
-    by_matmul: on CPUs, take the kernel's gradient by `kernel_gradient_by_matmul`. Not for arrays that jit
-        cuts over several devices: its loop over images would bring all of them to each device.
+    by_matmul: on CPUs, take the kernel's gradient by `kernel_gradient_by_matmul`, and wide convolutions that
+        are not differentiated by `conv_3x3_by_tiles`. Not for arrays that jit cuts over several devices:
+        their loops over images would bring all of them to each device.
     """
 
     features: int
@@ -48,10 +55,16 @@ def conv_3x3(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x_bhwc, kernel_hwio, (1, 1), "SAME", dimension_numbers=dimensions)
 
 
-_conv_3x3_by_matmul = jax.custom_vjp(conv_3x3)
+@jax.custom_vjp
+def _conv_3x3_by_matmul(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
+    even = x_bhwc.shape[1] % 2 == x_bhwc.shape[2] % 2 == 0
+    if even and min(kernel_hwio.shape[2:]) >= _WIDE and x_bhwc.dtype == jnp.float32:
+        return jax.lax.platform_dependent(x_bhwc, kernel_hwio, cpu=conv_3x3_by_tiles, default=conv_3x3)
+    return conv_3x3(x_bhwc, kernel_hwio)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Not by tiles: the gradients are by convolutions, and a step would compile longer and take more memory.
     return conv_3x3(x, kernel), (x, kernel)
 
 
@@ -69,9 +82,10 @@ _conv_3x3_by_matmul.defvjp(_forward, _backward)
 
 
 def kernel_gradient(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
-    """[3, 3, C, O]: the library's gradient of sum(dy * conv_3x3(x, kernel)) with respect to the kernel."""
+    """[3, 3, C, O] float32: the library's gradient of sum(dy * conv_3x3(x, kernel)) in the kernel."""
     kernel = jax.ShapeDtypeStruct((3, 3, x_bhwc.shape[-1], dy_bhwo.shape[-1]), x_bhwc.dtype)
-    return jax.linear_transpose(lambda kernel: conv_3x3(x_bhwc, kernel), kernel)(dy_bhwo)[0]
+    (gradient,) = jax.linear_transpose(lambda kernel: conv_3x3(x_bhwc, kernel), kernel)(dy_bhwo)
+    return gradient.astype(jnp.float32)
 
 
 def kernel_gradient_by_matmul(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
@@ -123,8 +137,8 @@ matmul_by_blocks.defvjp(_matmul_forward, _matmul_backward)
 
 
 def matmul_gradient(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
-    """[C, O]: the gradient of sum(dy * matmul(x, kernel)) with respect to the kernel."""
-    return jnp.einsum("bhwc,bhwo->co", x_bhwc, dy_bhwo)
+    """[C, O] float32: the gradient of sum(dy * matmul(x, kernel)) in the kernel."""
+    return jnp.einsum("bhwc,bhwo->co", x_bhwc, dy_bhwo, preferred_element_type=jnp.float32)
 
 
 def matmul_gradient_by_blocks(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:

@@ -103,7 +103,7 @@ def occlusion_curve(runs: Sequence[tuple[ConfigDict, Path]], options: Options) -
             print(
                 f"Note: {name} was trained with such noise over {one.run.experiment.dataset.region_class} "
                 "alone. Where its IoU rises with what is covered, it takes noise for the class; --fill=photo "
-                "puts a piece of the same photo in front instead"
+                "puts a piece of the same photo in front"
             )
         with storage_errors(workdir):
             write_json(_file(workdir, options.split, "json"), to_json(found[name], one, options))

@@ -44,9 +44,9 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
     )
     parser.add_argument(
         "--fill",
-        choices=("noise", "photo"),
-        default="noise",
-        help="noise as in training (default), or a piece of the same photo: a run that was trained with "
+        choices=("photo", "noise"),
+        default="photo",
+        help="a piece of the same photo (default), or noise as in training: a run that was trained with "
         "noise over this class alone may take noise for the class",
     )
     parser.add_argument(

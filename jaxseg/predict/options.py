@@ -26,7 +26,8 @@ class Options:
     checkpoint: str
     overlays: bool
     probabilities: bool
-    polygons: bool
+    polygons: str | None
+    """"geojson" or "coco"."""
     tiles: bool
     overlap: float
     scales: tuple[float, ...]
@@ -53,8 +54,9 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
     )
     parser.add_argument(
         "--polygons",
-        choices=("geojson",),
-        help="a GeoJSON file a photo too, in pixels from its top left corner (needs the extra [polygons])",
+        choices=("geojson", "coco"),
+        help="the regions too, in pixels from the top left corner: a GeoJSON file a photo, or one coco.json "
+        "of all (needs the extra [polygons])",
     )
     parser.add_argument(
         "--tiles",
@@ -98,7 +100,7 @@ def read_flags(args: argparse.Namespace) -> Options:
         checkpoint=args.checkpoint,
         overlays=not args.no_overlays,
         probabilities=args.probabilities,
-        polygons=args.polygons is not None,
+        polygons=args.polygons,
         tiles=args.tiles,
         overlap=args.overlap,
         scales=scales,

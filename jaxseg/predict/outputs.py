@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.files import write_json
@@ -28,17 +29,27 @@ SUFFIXES = {
 class Outputs:
     """The places for results; claimed before the first is written."""
 
-    def __init__(self, folder: Path, photos: Sequence[Photo], kinds: Sequence[str]) -> None:
-        """photos: of different names. Raises UserError where another's result or a stranger's file is."""
+    def __init__(
+        self,
+        folder: Path,
+        photos: Sequence[Photo],
+        kinds: Sequence[str],
+        whole_files: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """photos: of different names; whole_files: name of a file of all photos -> which ones they are.
+
+        Raises UserError where another's result or a stranger's file is.
+        """
         self.folder = folder
         self.kinds = tuple(kinds)
+        self.whole_files = tuple(whole_files)
         names = [photo.name for photo in photos]
         self._stems = dict(zip(names, output_names(names), strict=True))
         wanted = {
             str(self.path(kind, photo.name).relative_to(folder)): photo.origin
             for photo in photos
             for kind in kinds
-        }
+        } | dict(whole_files)
         with storage_errors(folder):
             written = _read_manifest(folder / MANIFEST)
             for place, origin in wanted.items():

@@ -14,6 +14,7 @@ from jaxseg.data.faults import DataFault
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.inference import Inferred, Looking, Model, infer, most_probable
+from jaxseg.predict.coco import COCO_FILE, CocoFile, coco_file
 from jaxseg.predict.options import Options, is_video
 from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
@@ -45,19 +46,34 @@ def predict(
         return
     faults: list[DataFault] = []
     photos = find_photos(options.source, options.output, faults)
-    kinds = [
-        "labels",
-        *(kind for kind in ("overlays", "probabilities", "polygons") if getattr(options, kind)),
-    ]
-    outputs = Outputs(options.output, photos, kinds)
+    outputs = Outputs(options.output, photos, _kinds(options), _whole_files(options))
     done = 0
-    with contextlib.closing(_sound(photos, options, faults, workers)) as sound:
+    with contextlib.ExitStack() as stack:
+        coco = None
+        if COCO_FILE in outputs.whole_files:
+            coco = stack.enter_context(coco_file(options.output / COCO_FILE, classes))
+        sound = stack.enter_context(contextlib.closing(_sound(photos, options, faults, workers)))
         for found in infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking):
             with storage_errors(options.output):
-                _write(found, classes, outputs)
+                _write(found, classes, outputs, coco)
             done += 1
     outputs.settle()
     _tell(done, outputs, photos, faults)
+
+
+def _kinds(options: Options) -> list[str]:
+    kinds = {
+        "labels": True,
+        "overlays": options.overlays,
+        "probabilities": options.probabilities,
+        "polygons": options.polygons == "geojson",
+    }
+    return [kind for kind, wanted in kinds.items() if wanted]
+
+
+def _whole_files(options: Options) -> dict[str, str]:
+    """Of all photos together: name -> of what."""
+    return {COCO_FILE: os.path.abspath(options.source)} if options.polygons == "coco" else {}
 
 
 def _predict_video(
@@ -101,7 +117,7 @@ def _sound(
                 yield photo.name, image
 
 
-def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> None:
+def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs, coco: CocoFile | None) -> None:
     size = found.image.shape[0], found.image.shape[1]
     label_hw = np.empty(size, np.uint8)
     with contextlib.ExitStack() as files:
@@ -119,11 +135,14 @@ def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> None:
         write_overlay(outputs.path("overlays", found.key), found.image, label_hw, classes)
     if "polygons" in outputs.kinds:
         write_polygons(outputs.path("polygons", found.key), label_hw, classes)
+    if coco is not None:
+        coco.add(found.key, label_hw)
 
 
 def _tell(done: int, outputs: Outputs, photos: Sequence[Photo], faults: Sequence[DataFault]) -> None:
     if done:
-        folders = ", ".join(str(outputs.folder / kind) for kind in SUFFIXES if kind in outputs.kinds)
+        made = [kind for kind in SUFFIXES if kind in outputs.kinds] + list(outputs.whole_files)
+        folders = ", ".join(str(outputs.folder / name) for name in made)
         print(f"{done:,} photo{'' if done == 1 else 's'} predicted; written: {folders}")
     if faults and len(photos) == 1:
         raise UserError(str(faults[0]))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxseg.evaluate.images import TRAINING
 from jaxseg.figures import hex_colour
 from jaxseg.metrics.ratios import Counts, class_ratios
+from jaxseg.report.paired import Changes
 from jaxseg.report.regions import Cell
 from jaxseg.report.stored import StoredRun, is_interval
 from jaxseg.types import ClassTable
@@ -45,8 +46,8 @@ class ClassRow:
     name: str
     colour: str
     iou: list[Interval]
-    change: float | None
-    """From the first run to the last of two."""
+    change: Interval
+    """From the first run to the last of two, by a paired bootstrap where that was possible."""
     share: float | None
     """Of all labelled pixels of the split."""
 
@@ -70,14 +71,18 @@ class MatrixCell:
     is_right: bool
 
 
-def class_rows(runs: Sequence[StoredRun], classes: ClassTable, size: str = TRAINING) -> list[ClassRow]:
+def class_rows(
+    runs: Sequence[StoredRun], classes: ClassTable, changes: Changes, size: str = TRAINING
+) -> list[ClassRow]:
     """IoU of each class at a size; that of the training size is there without intervals too."""
     rows = []
+    paired = [d.change._asdict() for d in changes[size][1:]] if size in changes else None
     pixels_c = np.array(runs[-1].evaluation["confusion_matrix"], np.int64).sum(axis=1)
     for c, (name, rgb) in enumerate(zip(classes.names, classes.palette, strict=True)):
         iou = [class_figure(run, name, "iou", size) for run in runs]
         share = float(pixels_c[c] / pixels_c.sum()) if pixels_c.sum() else None
-        rows.append(ClassRow(name, hex_colour(rgb), iou, _change([i["value"] for i in iou]), share))
+        change = alone(_change([i["value"] for i in iou])) if paired is None else paired[c]
+        rows.append(ClassRow(name, hex_colour(rgb), iou, change, share))
     return rows
 
 

@@ -11,7 +11,7 @@ import jaxseg
 from jaxseg import figures
 from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.files import write_text
-from jaxseg.report import charts, facts, tables
+from jaxseg.report import charts, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
 from jaxseg.report.gallery import Gallery, make_gallery
 from jaxseg.report.pictures import Model
@@ -61,6 +61,7 @@ def _context(
     main = runs[-1]
     model = models[-1] if isinstance(models[-1], Model) else None
     worst, best = tables.extremes(main)
+    changes = paired.changes(runs, split)
     source_size = [tables.figures_of(run, SOURCE) for run in runs]
     same_size = all(
         found and found == tables.figures_of(run, TRAINING)
@@ -80,11 +81,12 @@ def _context(
         "accuracy": [tables.whole_figure(run, "pixel_accuracy") for run in runs],
         "worst_class": (worst, tables.class_figure(main, worst, "iou")) if worst else None,
         "best_class": (best, tables.class_figure(main, best, "iou")) if best else None,
-        "class_rows": tables.class_rows(runs, classes),
+        "class_rows": tables.class_rows(runs, classes, changes),
+        "miou_change": {size: str(found[0]) for size, found in changes.items()},
         "whole": tables.whole_table(runs),
         "more": tables.more_by_class(main),
         "same_size": same_size,
-        "source_rows": tables.class_rows(runs, classes, SOURCE) if all(source_size) else None,
+        "source_rows": tables.class_rows(runs, classes, changes, SOURCE) if all(source_size) else None,
         "source_whole": tables.whole_table(runs, SOURCE),
         "same_loss": all(run.config["loss"] == main.config["loss"] for run in runs),
         "charts": charts.run_charts(runs),
