@@ -61,7 +61,8 @@ class RunLog:
         self._metrics = (workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._timings = (workdir / TIMINGS_FILE).open("a", encoding="utf-8")
         self._opened = time.perf_counter()
-        self._events = _EventFile(workdir / TENSORBOARD_DIR, start_step) if tensorboard else None
+        self._event_folder, self._start_step = workdir / TENSORBOARD_DIR if tensorboard else None, start_step
+        self._opened_events: _EventFile | None = None
         self._trackers = tuple(trackers)
         for row in rows:
             figures = {name: value for name, value in row.items() if name not in ("step", "split", "seal")}
@@ -87,8 +88,8 @@ class RunLog:
             self._evaluations.append(row)
         self._digest.update(_append(self._metrics, row).encode())
         self._rows += 1
-        if self._events is not None:
-            self._events.add_scalars(_scalars(split, plain), step)
+        if (events := self._events()) is not None:
+            events.add_scalars(_scalars(split, plain), step)
         self._track(step, split, plain)
 
     def time(self, step: int, figures: Mapping[str, Any]) -> None:
@@ -96,8 +97,8 @@ class RunLog:
         clock = {"unix_time": round(time.time(), 3), "seconds": round(time.perf_counter() - self._opened, 3)}
         step, plain = int(step), _plain(figures)
         _append(self._timings, {"step": step, **clock, **plain})
-        if self._events is not None:
-            self._events.add_scalars(_scalars("time", plain), step)
+        if (events := self._events()) is not None:
+            events.add_scalars(_scalars("time", plain), step)
         self._track(step, "time", plain)
 
     def enter(self, phase: str, step: int) -> None:
@@ -120,18 +121,24 @@ class RunLog:
 
     def image(self, step: int, tag: str, rgb_hw3: np.ndarray) -> None:
         """Show a picture, [H, W, 3] uint8 sRGB, in TensorBoard (only)."""
-        if self._events is not None:
-            self._events.add_image(tag, rgb_hw3, step)
+        if (events := self._events()) is not None:
+            events.add_image(tag, rgb_hw3, step)
 
     def close(self) -> None:
         """Close every file; more calls do nothing."""
         self._metrics.close()
         self._timings.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._opened_events is not None:
+            self._opened_events.close()
+        self._event_folder = self._opened_events = None
         for tracker in self._trackers:
             tracker.close()
+
+    def _events(self) -> _EventFile | None:
+        """Opened for the first figure: its library takes a second to import, and no step waits for it."""
+        if self._opened_events is None and self._event_folder is not None:
+            self._opened_events = _EventFile(self._event_folder, self._start_step)
+        return self._opened_events
 
     def _track(self, step: int, split: str, plain: Mapping[str, Any]) -> None:
         for tracker in self._trackers:

@@ -404,9 +404,8 @@ def _benchmark(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     add_flags(parser, path_argument)
     args, overrides = parsed(parser, arguments)
     options = read_flags(args)
-    if options.against_torch:
-        # Else jax would take three quarters of a GPU's memory before PyTorch has any.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Else jax would take three quarters of a GPU's memory before PyTorch, or a process of ours, has any.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _set_up()
     from jaxseg.benchmark.measures import benchmark
     from jaxseg.experiment import Experiment

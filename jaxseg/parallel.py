@@ -199,11 +199,17 @@ class Parallel:
         lowered = self.lowered(step, state, batch)
         return lowered and lowered.compile()
 
-    def lowered(self, step: Any, state: PyTree, batch: PyTree) -> Any:
-        """The same, before it is compiled."""
+    def lowered(self, step: Any, state: PyTree, batch: PyTree, *, for_counting: bool = False) -> Any:
+        """The same, before it is compiled.
+
+        for_counting: in the plain forms of another platform, since of a loop, as the CPU's forms have, XLA's
+            analysis counts one turn.
+        """
         if self.mode == "pmap":
             return None
-        return step.lower(_placed(state, self._sharded()), jax.tree.map(_placed, batch, self._whole_batch()))
+        batch = jax.tree.map(_placed, batch, self._whole_batch())
+        traced = step.trace(_placed(state, self._sharded()), batch)
+        return traced.lower(lowering_platforms=("tpu",)) if for_counting else traced.lower()
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
@@ -219,6 +225,10 @@ class Parallel:
         if not several():
             return jax.device_put(batch, where)
         return jax.tree.map(partial(jax.make_array_from_process_local_data, where), batch)
+
+    def place_augmented(self, batch: Batch) -> Batch:
+        """A whole batch of host arrays, of one process, as `compile_augment` leaves it."""
+        return jax.tree.map(jax.device_put, batch, self._whole_batch())
 
     def place_images(self, image_bhwc: np.ndarray) -> jax.Array:
         """Images of any number, the same in all processes, cut along their rows only."""

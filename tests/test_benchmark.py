@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jaxseg.benchmark import (
     augmenting,
     child,
     children,
+    epochs,
     growth,
+    loading,
     measures,
     options,
     peaks,
@@ -106,7 +109,9 @@ def test_steps_are_measured_and_written(tmp_path, capsys):
     output = tmp_path / "figures.json"
     status, printed = benchmark(capsys, "--what=train,forward,evaluate", f"--output={output}")
     assert status == 0
-    assert "batch 2, 7 classes" in printed and re.search(r"\ntrain step +[\d.]+ ms +[\d.,]+\n", printed)
+    assert "batch 2, 7 classes" in printed and re.search(
+        r"\ntrain step +[\d.]+ ms +[\d.,]+  [\d.]+ to [\d.]+ ms\n", printed
+    )
     assert max(map(len, printed.splitlines())) <= 110
     figures = json.loads(output.read_text())
     assert len(figures["train"]["jaxseg"]["rounds_s"]) == 3
@@ -136,7 +141,7 @@ def test_prediction_is_measured_beside_the_forward_passes_in_it(tmp_path, capsys
     assert len(written) == 4 and {len(names) for names in written} == {8}
     figures = json.loads(output.read_text())["predict"]
     assert figures["jaxseg"]["images_per_s"] == pytest.approx(4 / figures["jaxseg"]["median_s"])
-    assert re.search(r"\nprediction +[\d,.]+ ms +[\d.,]+  forward's time over ours \d", printed)
+    assert re.search(r"\nprediction +[\d,.]+ ms +[\d.,]+  .* ms; forward / ours \d", printed)
 
 
 def test_input_and_augmentation_are_measured(tmp_path, capsys, monkeypatch):
@@ -178,11 +183,73 @@ def test_the_measures_in_the_help_are_those_that_there_are():
         ("--what=tain", 'can\'t be measured; did you mean "train"?'),
         ("--rounds=0", "--rounds=0 measures nothing; use at least 1"),
         ("--growth_batch=0", "--growth_batch=0 measures nothing; use at least 1"),
+        ("--seconds=nan", "--seconds=nan is no length of time; use seconds, 0 or more"),
+        ("--budget=inf", "--budget=inf is no length of time"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(capsys, flag, says):
     status, printed = benchmark(capsys, flag)
     assert status == 2 and says in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (("--config.model.norm=group", "--config.model.width=32"), "model.norm"),
+        (("--config.loss.dice.weight=0.5",), "loss"),
+        (("--config.optim.name=sgd",), "optim.name"),
+        (("--config.train.accumulate=2",), "train.accumulate"),
+        (("--config.parallel.mode=sharded", "--config.train.batch_size=8"), "parallel.devices"),
+    ],
+)
+def test_other_work_than_the_twins_is_not_compared_with_it(capsys, flags, key):
+    pytest.importorskip("torch")
+    status, printed = benchmark(capsys, "--what=memory", "--against=torch", *flags)
+    assert status == 2 and f"--against=torch: PyTorch's side has {key}=" in printed
+
+
+@pytest.mark.parametrize("place", ["", "/proc/none/figures.json"])
+def test_figures_that_can_not_be_written_are_told_at_once(tmp_path, capsys, monkeypatch, place):
+    monkeypatch.setitem(measures.MEASURES, "train", None)
+    status, printed = benchmark(capsys, "--what=train", f"--output={place or tmp_path}")
+    assert status == 1 and printed.startswith("jaxseg: ") and printed.count("\n") == 1
+
+
+def test_a_batch_lies_where_a_step_takes_it():
+    config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
+    with config.unlocked():
+        config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1
+        config.train.batch_size, config.parallel.mesh.data, config.parallel.mesh.rows = 2, 2, 2
+    run = sides.build_run(Experiment(config))
+    batch = sides.on_device(run, sides.random_inputs(run))
+    assert batch.image.addressable_shards[0].data.shape == (1, 8, 16, 3)
+
+
+def test_waiting_for_a_slow_reader_is_lost_time(capsys, monkeypatch, tmp_path):
+    read = loading.pipeline.train_batches
+
+    def slow(*args, **more):
+        for batch in read(*args, **more):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(loading.pipeline, "train_batches", slow)
+    monkeypatch.setattr(loading, "_reading", lambda *_: measures.Result({}, []))
+    output = tmp_path / "figures.json"
+    status, printed = benchmark(capsys, "--what=input", f"--output={output}")
+    assert status == 0, printed
+    found = json.loads(output.read_text())["input"]
+    # Steps of a few milliseconds: of 100 nearly all is waiting.
+    assert found["lost_to_input"] > 0.5 and found["wait_share"] > 0.5
+
+
+def test_epochs_are_timed_between_evaluations(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(epochs, "_TRAIN", 4)
+    monkeypatch.setattr(epochs, "_VAL", 2)
+    result = epochs.measure_epochs(run, options.Options(("epochs",)))
+    assert 0 < result.figures["epoch_s"] < 60
+    assert result.figures["minutes_for_100_epochs"] == pytest.approx(100 * result.figures["epoch_s"] / 60)
+    assert result.lines[0].startswith("epoch of 4 images ") and "extrapolated from 3" in result.lines[0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +271,17 @@ def test_a_chip_is_found_by_the_name_of_its_driver(kind, bandwidth):
     assert peak is not None and peak.bandwidth == bandwidth
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GB200", "Radeon"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cpu",
+        "NVIDIA L40S",
+        "NVIDIA GB200",
+        "Radeon",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 PCIe MIG 1g.10gb",
+    ],
+)
 def test_a_chip_that_is_not_known_gets_no_share(kind):
     assert peaks.find_peak(kind) is None
     shares = peaks.fractions(1e12, 1e9, 1.0, None)
@@ -287,7 +364,7 @@ time.sleep(600)
 def test_the_start_is_timed_to_the_first_step_and_ended(tmp_path, monkeypatch, fails):
     fake = tmp_path / "fake.py"
     fake.write_text(FAKE_MAIN.format(fails=fails))
-    monkeypatch.setattr(startup, "_MAIN", [sys.executable, str(fake)])
+    monkeypatch.setattr(startup, "MAIN", [sys.executable, str(fake)])
     if fails:
         with pytest.raises(UserError, match="before its first step: no such data"):
             startup.measure_startup(None, options.Options(("startup",), rounds=1))
@@ -348,9 +425,10 @@ def test_more_than_linear_growth_is_flagged():
     assert growth.exponent([1.0, 2.0], [3.0, None]) is None
 
 
-@pytest.fixture(scope="module")
-def pair():
-    """(our model, its variables, the twin with the same, an image, its labels)."""
+@pytest.fixture(scope="module", params=[(8, False), (32, True)], ids=["plain", "fast"])
+def pair(request):
+    """(our model, its variables, the twin with the same, an image, its labels), of all convolutions."""
+    width, by_matmul = request.param
     pytest.importorskip("torch")
     from jaxseg.benchmark import twin
 
@@ -358,11 +436,11 @@ def pair():
     image = draw.random((2, 32, 48, 3), np.float32)
     label = draw.integers(0, 5, (2, 32, 48)).astype(np.int32)
     label[:, :7] = IGNORE_LABEL
-    model = UNet(5, width=8, depth=2)
+    model = UNet(5, width=width, depth=2, by_matmul=by_matmul)
     variables = model.init(jax.random.key(0), jnp.asarray(image), train=False)
     # Norms that do something, and differ.
     variables = jax.tree.map(lambda a: a + 0.1 * draw.random(a.shape, np.float32), variables)
-    net = twin.UNet(5, width=8, depth=2)
+    net = twin.UNet(5, width=width, depth=2)
     twin.copy_variables(variables, net)
     return model, variables, net, image, label
 

@@ -11,13 +11,17 @@ from jaxseg.benchmark import children
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, row
 from jaxseg.errors import UsageError
-from jaxseg.experiment import Run, write_config
+from jaxseg.experiment import Experiment, Run, write_config
+
+
+def check_compile(experiment: Experiment) -> None:
+    """Raises UsageError where it can't be measured."""
+    if experiment.parallel.mode == "pmap":
+        raise UsageError("--what=compile can't see parallel.mode=pmap compile; use jit or sharded")
 
 
 def measure_compile(run: Run, options: Options) -> Result:
     """Processes in pairs, the second of which finds what the first has compiled."""
-    if run.experiment.parallel.mode == "pmap":
-        raise UsageError("--what=compile can't see parallel.mode=pmap compile; use jit or sharded")
     found: dict[str, list[dict[str, Any]]] = {"cold": [], "from_cache": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory(prefix="jaxseg-") as folder:

@@ -24,7 +24,7 @@ from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import OPERATIONS, random_bytes
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
-from jaxseg.errors import OUT_OF_MEMORY
+from jaxseg.errors import OUT_OF_MEMORY, shortened
 from jaxseg.experiment import Experiment, Run
 from jaxseg.preflight import StepCost, device_room, step_cost
 
@@ -140,8 +140,13 @@ def _measured(experiment: Experiment, points: Sequence[Point], options: Options)
 
 def _cost(experiment: Experiment, point: Point, options: Options) -> Cost:
     run = sides.build_run(variant(experiment, point), point.classes)
-    told, work = (_occlusion if point.work in _OCCLUSION else _train_step)(run, point)
-    memory = None if told.temp_bytes is None else told.temp_bytes + (told.argument_bytes or 0)
+    try:
+        told, work = (_occlusion if point.work in _OCCLUSION else _train_step)(run, point)
+    except MemoryError as e:
+        return Cost(left_out=shortened(e))
+    memory = None
+    if told.temp_bytes is not None:
+        memory = told.temp_bytes + (told.argument_bytes or 0) + (told.output_bytes or 0)
     room = device_room(run.experiment.parallel.own_devices[:1])
     if memory is not None and room is not None and memory > room.free:
         why = f"needs {mebibytes(memory)}, {mebibytes(room.free)} are free"

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxseg.benchmark import sides
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.rounds import in_turns, ratio
@@ -110,8 +108,15 @@ class _Waited:
 
 def _training(run: Run, records: Records, options: Options) -> Result:
     """Steps on batches that are read and augmented, in turns with steps on one batch."""
-    waited = _Waited(run.experiment.train_stream(Data({"train": records}, _void(run)), 0))
+    stream = run.experiment.train_stream(Data({"train": records}, _void(run)), 0)
+    waited = _Waited(stream)
     batch = sides.on_device(run, sides.random_inputs(run))
+
+    def drained() -> None:
+        # While the other side had its turn the buffer was filled: batches that no step would have waited for.
+        for _ in range(run.experiment.reading.buffer + 2):
+            next(stream)
+
     works = {
         "with input": sides.train_work(run, run.init_state(), iter(waited)),
         "step only": sides.train_work(run, run.init_state(), itertools.repeat(batch)),
@@ -121,7 +126,8 @@ def _training(run: Run, records: Records, options: Options) -> Result:
         rounds=options.rounds,
         at_least_s=options.seconds,
         title="training",
-        done=jax.block_until_ready,
+        done=sides.finish,
+        before={"with input": drained},
     )
     images = run.experiment.train.batch_size
     loss = 1.0 - 1.0 / ratio(times["with input"], times["step only"])[0]

@@ -1,7 +1,6 @@
 """The command: what is asked for is measured, one after the other, printed as a table and written as JSON.
 
-Each figure is a median of rounds in which all sides take turns, of random images, or of generated ones where
-they are read; no data is needed.
+Of random images, or of generated ones where they are read; no data is needed.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 
 from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import measure_augment
-from jaxseg.benchmark.compiling import measure_compile
+from jaxseg.benchmark.compiling import check_compile, measure_compile
+from jaxseg.benchmark.epochs import measure_epochs
 from jaxseg.benchmark.growth import measure_growth
 from jaxseg.benchmark.growth_plot import draw_growth
 from jaxseg.benchmark.loading import measure_input
@@ -26,6 +27,7 @@ from jaxseg.benchmark.predicting import measure_predict
 from jaxseg.benchmark.startup import measure_startup
 from jaxseg.benchmark.steps import measure_evaluate, measure_forward, measure_train
 from jaxseg.benchmark.table import Result, row
+from jaxseg.errors import UserError, storage_errors
 from jaxseg.experiment import Experiment, Run
 from jaxseg.files import write_json
 
@@ -39,24 +41,51 @@ MEASURES: dict[str, Callable[[Run, Options], Result]] = {
     "memory": measure_memory,
     "compile": measure_compile,
     "startup": measure_startup,
+    "epochs": measure_epochs,
     "growth": measure_growth,
 }
 
 
 def benchmark(experiment: Experiment, options: Options, output: Path | None) -> None:
-    """Measures and prints; writes all figures to `output` as JSON, after each measure."""
+    """Measures and prints; writes all figures to `output` as JSON, after each measure.
+
+    Raises UsageError for what can't be measured or compared, and UserError where `output` can't be written,
+    before anything is measured.
+    """
+    if options.against_torch:
+        sides.check_twin(experiment)
+    if "compile" in options.what:
+        check_compile(experiment)
     run = sides.build_run(experiment)
     results: dict[str, Any] = {"machine": machine(experiment), "model": describe(experiment)}
+    if options.against_torch:
+        results["machine"] |= {"pytorch": _torch_settings(experiment)}
+    _write(results, output)
     print("\n".join(f"{key:<9} {value}" for key, value in results["machine"].items()))
     print(f"{'model':<9} {results['model']}\n\n{row('', 'time', 'images/s')}", flush=True)
     for name in options.what:
         result = MEASURES[name](run, options)
         results[name] = result.figures
         print("\n".join(result.lines), flush=True)
-        if output is not None:
-            write_json(output, results)
+        _write(results, output)
     if output is not None:
         print("\n".join(["", f"Written: {output}", *_pictures(results, output)]))
+
+
+def _write(results: Mapping[str, Any], output: Path | None) -> None:
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output} can't be written: there is no folder {output.parent}; make it")
+    with storage_errors(output):
+        write_json(output, results)
+
+
+def _torch_settings(experiment: Experiment) -> str:
+    import torch
+
+    compiled = "torch.compile" if sides.torch_device(experiment) == "cuda" else "eager"
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, {compiled}, channels_last, fused Adam"
 
 
 def _pictures(results: Mapping[str, Any], output: Path) -> list[str]:
@@ -74,7 +103,7 @@ def machine(experiment: Experiment) -> dict[str, str]:
     return {
         "machine": f"{_processor()}, {cores} cores, {platform.system()}",
         "devices": experiment.parallel.describe(),
-        "versions": f"python {platform.python_version()}, jax {jax.__version__}",
+        "versions": f"python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ MEASURES = {
     "memory": "peak memory of train steps in a process of their own, and XLA's analysis",
     "compile": "seconds to compile the train step, and to find it in the persistent cache",
     "startup": "seconds of --help, and to the first step of :streets, cold and warm",
+    "epochs": "whole epochs of 2,975 images with evaluations and checkpoints: minutes for the recipe's 100",
     "growth": "time and memory against image size, batch, width, classes, loss, occlusion",
 }
 """In the order in which they are measured."""
@@ -74,10 +76,14 @@ def _help() -> str:
             "",
             f"By default: {', '.join(BY_DEFAULT)}.",
             "At the full size on two CPU cores these take about a quarter of an hour.",
-            "`compile` and `startup` take a process or two a round, `growth` as long as --budget gives it.",
+            "`compile` and `startup` take a process or two a round, `growth` as long as --budget gives it;",
+            "`epochs` is for a GPU. On one, at PyTorch's best and ours:",
+            "  jaxseg benchmark --against=torch --config.model.dtype=bfloat16 --config.train.batch_size=32",
             "",
-            "In a round all sides take turns; beside a median stand the least and the greatest round. A",
-            "ratio of times is PyTorch's over ours (above 1 ours is faster), one of memory ours over theirs.",
+            "Times are medians of rounds, with the least and the greatest. Several sides (ours, PyTorch's;",
+            "with input, without) take turns in a round. `memory` is of one process each, and `growth`",
+            "takes its points one after the other. A ratio of times is PyTorch's over ours (above 1 ours",
+            "is faster), one of memory ours over theirs.",
             "",
             "--config.KEY=VALUE overrides the recipe:",
             "  jaxseg benchmark --against=torch --output=bench.json",
@@ -89,6 +95,9 @@ def _help() -> str:
 
 def read_flags(args: argparse.Namespace) -> Options:
     """Raises UsageError for what can't be measured, and where PyTorch is wanted and not installed."""
+    for name in ("seconds", "budget"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise UsageError(f"--{name}={getattr(args, name)} is no length of time; use seconds, 0 or more")
     for name in ("rounds", "growth_width", "growth_batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name}={getattr(args, name)} measures nothing; use at least 1")

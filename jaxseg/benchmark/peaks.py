@@ -57,6 +57,8 @@ PEAKS = {
 def find_peak(device_kind: str) -> Peak | None:
     """Of a name such as "NVIDIA H100 80GB HBM3"; None where the table has none of its words in a row."""
     words = f" {device_kind} ".replace("-", " ").lower()
+    if any(f" {part} " in words for part in ("laptop", "mig", "d")):
+        return None  # less than the whole chip, or than the board of that name
     found = [name for name in PEAKS if f" {name} ".replace("-", " ").lower() in words]
     return PEAKS[max(found, key=len)] if found else None
 

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -39,19 +40,22 @@ def in_turns(
     at_least_s: float,
     title: str = "",
     done: Callable[[Any], object] = lambda last: None,
+    before: Mapping[str, Callable[[], object]] = MappingProxyType({}),
 ) -> dict[str, Times]:
     """Times of each side: a function that does its work once.
 
     Each is called once before (which compiles it). In a round each is called until `at_least_s` have passed,
     once at least, and the mean is the round's figure; every other round takes them in the reverse order.
     A round ends with `done(what the last call gave)`, which waits for work that goes on behind a call.
-    `title` is the progress bar's.
+    `before` has what a side does before each of its turns, which is not timed. `title` is the progress bar's.
     """
     for work in sides.values():
         done(work())
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in tqdm(range(rounds), desc=title, unit=" rounds", disable=None, leave=False):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            if name in before:
+                before[name]()
             found[name].append(_mean_time(sides[name], at_least_s, done))
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxseg.errors import UsageError
 from jaxseg.experiment import Experiment, Run
 from jaxseg.preflight import told_cost
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, TrainState
@@ -55,7 +56,7 @@ def on_device(run: Run, inputs: Inputs) -> Batch:
     arrays: dict[str, Any] = {"image": inputs.image_bhwc, "label": label}
     ids = np.arange(len(label), dtype=np.int32)
     batch = Batch(**arrays, occlusion=np.zeros(label.shape, bool), example_id=ids)  # type: ignore[arg-type]
-    return jax.block_until_ready(run.experiment.parallel.place_batch(batch))
+    return jax.block_until_ready(run.experiment.parallel.place_augmented(batch))
 
 
 def train_work(run: Run, state: TrainState, batches: Iterator[Batch]) -> Work:
@@ -125,23 +126,56 @@ def _told(stage: Any, key: str, times: int) -> float | None:
     return value * times if value is not None and value > 0 else None
 
 
-def torch_works(run: Run, state: TrainState, inputs: Inputs) -> dict[str, Work]:
+def torch_works(run: Run, state: TrainState, inputs: Inputs) -> Mapping[str, Work]:
     """The same of the PyTorch twin with our parameters: "train" and "forward"."""
     from jaxseg.benchmark import twin
 
     section = run.experiment.config.model
     net = twin.UNet(len(run.classes.names), width=section.width, depth=section.depth)
     twin.copy_variables(variables_of(state), net)
-    return {
-        **twin.make_works(
-            net,
-            inputs.image_bhwc,
-            inputs.label_bhw,
-            device=torch_device(run.experiment),
-            bfloat16=section.dtype == "bfloat16",
-            void=IGNORE_LABEL,
-        )
-    }
+    return twin.make_works(
+        net,
+        inputs.image_bhwc,
+        inputs.label_bhw,
+        device=torch_device(run.experiment),
+        bfloat16=section.dtype == "bfloat16",
+        void=IGNORE_LABEL,
+    )
+
+
+def finish(last: Any) -> None:
+    """Waits for what the last call of a Work gave: arrays, or PyTorch's own way to wait."""
+    if callable(last):
+        last()
+    else:
+        jax.block_until_ready(last)
+
+
+def check_twin(experiment: Experiment) -> None:
+    """Raises UsageError for a config that the PyTorch twin does not follow."""
+    config = experiment.config
+    losses = sorted(name for name, section in config.loss.items() if section.weight)
+    cross_entropy = config.loss.cross_entropy
+    wanted: list[tuple[str, Any, Any]] = [
+        ("parallel.devices", len(experiment.parallel.devices), 1),
+        ("model.norm", config.model.norm, "batch"),
+        ("model.dropout", config.model.dropout, 0.0),
+        ("loss", losses, ["cross_entropy"]),
+        ("loss.cross_entropy.class_weights", cross_entropy.class_weights, "none"),
+        ("loss.cross_entropy.label_smoothing", cross_entropy.label_smoothing, 0.0),
+        ("optim.name", config.optim.name, "adam"),
+        ("optim.weight_decay", config.optim.weight_decay, 0.0),
+        ("optim.clip_norm", config.optim.clip_norm, 0.0),
+        ("optim.freeze", tuple(config.optim.freeze), ()),
+        ("train.accumulate", config.train.accumulate, 1),
+        ("train.ema_decay", config.train.ema_decay, 0.0),
+    ]
+    for key, value, plain in wanted:
+        if value != plain:
+            mend = "parallel.mode=jit takes one" if key == "parallel.devices" else f"use {key}={plain!r}"
+            raise UsageError(
+                f"--against=torch: PyTorch's side has {key}={plain!r}, this one {value!r}; {mend}"
+            )
 
 
 def torch_device(experiment: Experiment) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxseg.benchmark import sides
 from jaxseg.benchmark.options import Options
@@ -14,6 +15,8 @@ from jaxseg.benchmark.peaks import describe, find_peak, fractions
 from jaxseg.benchmark.rounds import Times, in_turns, ratio
 from jaxseg.benchmark.table import Result, milliseconds, rate, row
 from jaxseg.experiment import Run
+from jaxseg.metrics import confusion_matrix
+from jaxseg.types import IGNORE_LABEL
 
 
 def measure_train(run: Run, options: Options) -> Result:
@@ -47,7 +50,28 @@ def measure_evaluate(run: Run, options: Options) -> Result:
         "jaxseg": sides.evaluate_work(run, state, batch),
         "forward": sides.forward_work(sides.forward_function(run), state, batch),
     }
-    return timed("evaluation", works, run.experiment.train.batch_size, options)
+    result = timed("evaluation", works, run.experiment.train.batch_size, options)
+    counting = _counting(inputs.label_bhw[:1], len(run.classes.names), options)
+    return Result({**result.figures, **counting.figures}, result.lines + counting.lines)
+
+
+def _counting(label_1hw: np.ndarray, num_classes: int, options: Options) -> Result:
+    """The confusion matrix of an image: as evaluation counts it, and by the loop of the published code."""
+    count = jax.jit(confusion_matrix, static_argnums=2)
+    label = jax.device_put(label_1hw)
+
+    def loop() -> None:
+        confusion_cc = np.zeros((num_classes, num_classes), np.int64)
+        for true, predicted in zip(label_1hw.ravel(), label_1hw.ravel(), strict=True):
+            if true != IGNORE_LABEL:
+                confusion_cc[true, predicted] += 1
+
+    works = {"count": lambda: np.asarray(count(label, label, num_classes)), "loop": loop}
+    times = in_turns(works, rounds=options.rounds, at_least_s=0.0, title="counting")
+    middle, least, most = ratio(times["loop"], times["count"])
+    note = f"a loop over pixels: {middle:,.0f} times as long ({least:,.0f} to {most:,.0f})"
+    line = row("  counting an image", milliseconds(times["count"].median), "", note)
+    return Result({"count": times["count"].to_json(), "loop_ratio": middle}, [line])
 
 
 def timed(title: str, works: Mapping[str, sides.Work], images: int, options: Options) -> Result:
@@ -57,7 +81,7 @@ def timed(title: str, works: Mapping[str, sides.Work], images: int, options: Opt
         rounds=options.rounds,
         at_least_s=options.seconds,
         title=title,
-        done=jax.block_until_ready,
+        done=sides.finish,
     )
     figures: dict[str, Any] = {
         name: {**side.to_json(), "images_per_s": images / side.median} for name, side in times.items()
@@ -67,13 +91,14 @@ def timed(title: str, works: Mapping[str, sides.Work], images: int, options: Opt
     if others:
         middle, least, most = ratio(times[others[0]], times["jaxseg"])
         figures |= {"ratio": middle, "ratio_min": least, "ratio_max": most}
-        note = f"{others[0]}'s time over ours {middle:.2f} ({least:.2f} to {most:.2f})"
+        note = f"{others[0]} / ours {middle:.2f} ({least:.2f} to {most:.2f})"
     lines = [_line(title, times["jaxseg"], images, note)]
     return Result(figures, lines + [_line(f"  {name}", times[name], images, "") for name in others])
 
 
 def _line(name: str, side: Times, images: int, note: str) -> str:
-    return row(name, milliseconds(side.median), rate(images / side.median), note)
+    spread = f"{milliseconds(min(side.seconds)).removesuffix(' ms')} to {milliseconds(max(side.seconds))}"
+    return row(name, milliseconds(side.median), rate(images / side.median), f"{spread}; {note}".rstrip("; "))
 
 
 def _with_cost(run: Run, result: Result, cost: sides.Cost) -> Result:

@@ -63,11 +63,11 @@ class UNet(nn.Module):
 
 def make_works(
     net: UNet, image_bhwc: np.ndarray, label_bhw: np.ndarray, *, device: str, bfloat16: bool, void: int
-) -> dict[str, Callable[[], None]]:
-    """A step on the batch, "train" or "forward", each done when it returns.
+) -> dict[str, Callable[[], Callable[[], None]]]:
+    """A step on the batch, "train" or "forward"; each gives what waits for its end.
 
-    At PyTorch's best settings: channels_last, fused Adam; on a GPU ("cuda") torch.compile; autocast for
-    `bfloat16`. void: the label that is not trained on.
+    channels_last, fused Adam; on a GPU ("cuda") torch.compile and cuDNN's fastest convolutions; autocast for
+    `bfloat16`. As ours, training looks at the loss of the step before. void: the label that is not trained.
     """
     # PyTorch documents `memory_format` for modules; its type overloads lack it.
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,27 +75,34 @@ def make_works(
     image = image.to(device, memory_format=torch.channels_last)
     label = torch.from_numpy(label_bhw.astype(np.int64)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    torch.backends.cudnn.benchmark = True
     model = torch.compile(net) if device == "cuda" else net
+    before: list[torch.Tensor] = []
     cast = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
 
     def done() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def train() -> None:
+    def train() -> Callable[[], None]:
         net.train()
         optimizer.zero_grad(set_to_none=True)
         with cast:
             logits = model(image)
-        torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=void).backward()
+        loss = torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=void)
+        loss.backward()
         optimizer.step()
-        done()
+        if before:
+            before.pop().item()
+        before.append(loss.detach())
+        return done
 
-    def forward() -> None:
+    def forward() -> Callable[[], None]:
         net.eval()
         with torch.inference_mode(), cast:
             model(image)
         done()
+        return done
 
     return {"train": train, "forward": forward}
 

@@ -395,17 +395,18 @@ class Run:
         """
         place, train = self.experiment.parallel, self.experiment.train
         batch = step.batch_shapes(batch_size or train.batch_size, self.experiment.dataset.image_size)
-        whole = lowered = place.lowered(self.train_step, state, batch)
+        lowered = place.lowered(self.train_step, state, batch)
         if batch_size:
             # Where buffers lie is settled before the optimisations that this leaves out.
             quick = {"xla_backend_optimization_level": 0}
             return step_cost(None, lowered and lowered.compile(compiler_options=quick))
+        counted, taken = place, self.train_step
         if train.accumulate > 1 or len(place.devices) > 1 or lowered is None:
-            # Of the whole batch on one device, and not of what runs: of a loop over microbatches XLA counts
-            # one turn, of a sharded step the share of a device, and of pmap nothing.
-            one = dataclasses.replace(place, mode="jit", devices=place.own_devices[:1], rows=1)
+            # On one device: XLA counts one turn of a loop, one device's share of a step, and of pmap nothing.
+            counted = dataclasses.replace(place, mode="jit", devices=place.own_devices[:1], rows=1)
             body = step.make_train_step(self.model.clone(axis_name=None), self.tx, self.loss)
-            whole = one.lowered(one.compile_train_step(body), state, batch)
+            taken = counted.compile_train_step(body)
+        whole = counted.lowered(taken, state, batch, for_counting=True)
         return step_cost(whole, lowered and lowered.compile())
 
     @cached_property

@@ -20,6 +20,9 @@ from jaxseg.models.winograd import conv_3x3_by_tiles
 _PIXELS = 1024
 """Of a block: as many keep three columns and their products in a core's cache, at 32 to 512 channels."""
 
+_FEWEST = 256
+"""Pixels of a block, below which many small products take longer than a large one: 45x45 has blocks of 1."""
+
 _NARROW = 32
 """Kernels of fewer features make matrices too thin to pay: the library's gradient is faster."""
 
@@ -148,6 +151,8 @@ def matmul_gradient_by_blocks(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Arra
     """
     x, dy = x_bhwc.reshape(-1, x_bhwc.shape[-1]), dy_bhwo.reshape(-1, dy_bhwo.shape[-1])
     pixels = math.gcd(len(x), _PIXELS)
+    if pixels < _FEWEST:
+        return matmul_gradient(x_bhwc, dy_bhwo)
 
     def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (
