@@ -8,13 +8,14 @@ from typing import Any
 
 from jaxseg.files import replacing
 
-_AXES = {"pixels": "pixels of an image", "batch": "batch", "width": "width", "classes": "classes"}
+_AXES = {"pixels": "height and width of an image", "batch": "batch", "width": "width", "classes": "classes"}
 
 
 def draw_growth(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes a PNG: a column for each axis of `growth`'s series, images a second above, memory below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, NullFormatter
 
     figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -28,6 +29,12 @@ def draw_growth(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
         bottom.set_xlabel(label)
         for place, what in ((top, "images/s"), (bottom, "memory (MiB)")):
             place.set(xscale="log", yscale="log", ylabel=what)
+            places = sorted({x for line in place.lines for x in line.get_xdata()})
+            names = [f"{round(x**0.5)}²" if axis == "pixels" else f"{x:g}" for x in places]
+            place.set_xticks(places, names)
+            place.xaxis.set_minor_formatter(NullFormatter())
+            for formatter in (place.yaxis.set_major_formatter, place.yaxis.set_minor_formatter):
+                formatter(LogFormatter(minor_thresholds=(2, 0.6)))
             place.grid(which="both", alpha=0.3)
             if place.lines:
                 place.legend(fontsize="small")
