@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import one_line
 from jaxseg.figures import colourise
 from jaxseg.report.choice import Ranking, choose, rank
 from jaxseg.report.encoding import ids_text, map_uri, photo_uri
@@ -89,10 +90,10 @@ def make_gallery(
         if left < 0 and images:
             break
         images.append(entry)
-        if position < 2 and rankings[-1].best_first:
+        if position < min(2, len(rankings[-1].best_first)):
             heroes.append(_hero(picture, position, rankings[-1].miou[n], classes))
     positions = {n: position for position, n in enumerate(order[: len(images)])}
-    names = data.records[split].manifest.example_ids
+    names = [one_line(name) for name in data.records[split].manifest.example_ids]
     return Gallery(
         tuple(chosen_models),
         tuple(numbers),

@@ -9,6 +9,7 @@ from typing import Any
 
 import jaxseg
 from jaxseg import figures
+from jaxseg.errors import one_line
 from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.files import write_text
 from jaxseg.report import charts, facts, paired, tables
@@ -156,6 +157,8 @@ def _rendered(context: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Names of files may be of bytes that are no text, which no page can hold.
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(str(value)),
     )
     environment.filters |= {
         "figure": _figure,
