@@ -40,7 +40,7 @@ from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
 from jaxseg.printing import NobodyReads
-from jaxseg.report.pictures import Model
+from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import read_learned, score
@@ -329,7 +329,7 @@ def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None
                 continue
             runs.append(stored)
             same = stored.evaluation["step"] == of_run.step
-            models.append(Model(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
+            models.append(Shown(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
         size = write_report(runs, models, run.classes, "val", workdir / REPORT_FILE)
         print(f"Written: {workdir / REPORT_FILE} ({size / 1e6:.1f} MB)")
     except NobodyReads:

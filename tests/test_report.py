@@ -325,6 +325,16 @@ def test_views_are_painted_from_the_label_maps(page, place):
     assert (255, 190, 0) in {tuple(errors[i : i + 3]) for i in range(0, 1024, 4)}
 
 
+def test_patterns_are_on_for_who_asks_for_contrast(window, place):
+    chip = "document.querySelector('[data-class=\"1\"] canvas').getContext('2d')"
+    colours = f"new Set(new Uint32Array({chip}.getImageData(0, 0, 14, 14).data.buffer)).size"
+    for contrast in (False, True):
+        window.resize(1280, 800, contrast=contrast)
+        window.open(place / "child" / "report.html")
+        assert window.run("patterns.checked") == contrast
+        assert window.run(colours) == 1 + contrast
+
+
 def test_classes_are_filtered(page):
     page.run("document.querySelector('#gallery').scrollIntoView()")
     card = "document.querySelector('#gallery canvas')"

@@ -22,7 +22,7 @@ _MOST_SURVEYED = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Shown:
     """A stored run, opened with its data, and what its scored checkpoint has learned."""
 
     run: Run

@@ -15,7 +15,7 @@ from jaxseg.files import write_text
 from jaxseg.report import charts, covered, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
 from jaxseg.report.gallery import Gallery, make_gallery
-from jaxseg.report.pictures import Model
+from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import StoredRun, check_comparable, named_apart
 from jaxseg.types import ClassTable
 
@@ -26,7 +26,7 @@ _MOST_IMAGES = 60
 
 
 def write_report(
-    runs: Sequence[StoredRun], models: Sequence[Model | str], classes: ClassTable, split: str, output: Path
+    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str, output: Path
 ) -> int:
     """Writes the page of these runs, whole or not at all; returns its bytes, below 15 million.
 
@@ -54,14 +54,14 @@ def write_report(
 
 def _context(
     runs: Sequence[StoredRun],
-    models: Sequence[Model | str],
+    models: Sequence[Shown | str],
     classes: ClassTable,
     split: str,
     gallery: Gallery | str,
 ) -> dict[str, Any]:
     """What the template is filled with."""
     main = runs[-1]
-    model = models[-1] if isinstance(models[-1], Model) else None
+    model = models[-1] if isinstance(models[-1], Shown) else None
     worst, best = tables.extremes(main)
     pairs = paired.paired(runs, split)
     measured = [run.evaluation["figures"] for run in runs]
@@ -117,10 +117,10 @@ def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[S
 
 
 def _shares(
-    runs: Sequence[StoredRun], models: Sequence[Model | str], classes: ClassTable, split: str
+    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str
 ) -> dict[str, Any]:
     """Of each class: its share of the labelled pixels in train and in the split, its weights in losses."""
-    model = models[-1] if isinstance(models[-1], Model) else None
+    model = models[-1] if isinstance(models[-1], Shown) else None
     train = None if model is None else _normalised(model.learned.meta.train_pixels)
     scored = _normalised([sum(row) for row in runs[-1].evaluation["confusion_matrix"]])
     weights = [
