@@ -13,11 +13,14 @@ ones missing, of those trackers that write in the background. metrics.jsonl has 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import json
 import logging
 import os
+import posixpath
+import re
 import secrets
 import sys
 import time
@@ -127,7 +130,9 @@ def _read_state(file: Path) -> tuple[str | None, dict[str, int]]:
 
 
 def _warn(name: str, what: str, error: Exception) -> None:
-    print(f"Warning: log.trackers: {name} {what} ({shortened(error)})", file=sys.stderr)
+    # What failed may be a request to a server, whose address may hold a password.
+    said = re.sub(r"(?<=//)[^/\s]*@", "", shortened(error))
+    print(f"Warning: log.trackers: {name} {what} ({said})", file=sys.stderr)
 
 
 class _Wandb:
@@ -180,11 +185,26 @@ class _MLflow:
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())
-        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
+        metrics = [Metric(_mlflow_name(name), value, now, step) for name, value in figures.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+_MLFLOW_LONGEST = 250
+"""Characters of a name that MLflow takes."""
+
+
+def _mlflow_name(name: str) -> str:
+    """The name with `_` for what MLflow refuses, and then with a checksum: no two become the same."""
+    taken = re.sub(r"[^\w./: -]", "_", name)
+    if posixpath.normpath(taken) != taken:
+        taken = taken.replace("/", "_")
+    if taken == name and len(name) <= _MLFLOW_LONGEST:
+        return name
+    checksum = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{taken[: _MLFLOW_LONGEST - 9]}_{checksum}"
 
 
 _MLFLOW_PARAMS = 100
@@ -198,8 +218,9 @@ def _open_mlflow(folder: Path, title: str, run: str | None, config: Mapping[str,
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
-    client = MlflowClient(tracking_uri=place)
+    own = f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    client = MlflowClient(tracking_uri=named or own)
     if run is None:
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _PROJECT
         known = client.get_experiment_by_name(project)
@@ -210,7 +231,9 @@ def _open_mlflow(folder: Path, title: str, run: str | None, config: Mapping[str,
             client.log_batch(run, params=params[start : start + _MLFLOW_PARAMS])
     else:
         client.update_run(run, status="RUNNING")
-    print(f"MLflow: run {run}; `mlflow ui --backend-store-uri {place}` shows it")
+    # A place that was named is known, and may have a password in it.
+    shows = f"; `mlflow ui --backend-store-uri {own}` shows it, after `pip install mlflow`"
+    print(f"MLflow: run {run}{' at MLFLOW_TRACKING_URI' if named else shows}")
     return _MLflow(client, run), run
 
 

@@ -32,7 +32,7 @@ from jaxseg.experiment import (
     write_config,
 )
 from jaxseg.experiment.sections import class_weights, describe_class_weights
-from jaxseg.experiment.stored import flat
+from jaxseg.experiment.stored import flat, run_names
 from jaxseg.files import write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
@@ -40,7 +40,7 @@ from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
 from jaxseg.printing import NobodyReads
-from jaxseg.report.pictures import Model
+from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import read_learned, score
@@ -293,11 +293,12 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
     same_classes = parent is not None and parent.meta.classes_hash == data.hashes["classes_hash"]
     if parent is not None and parent_dir is not None and same_classes:
         state = run.inference_state(parent.variables)
-        columns[parent_dir.resolve().name] = run.evaluate(data, "val", state)
+        before_name, name = run_names([parent_dir, workdir])
+        columns[before_name] = run.evaluate(data, "val", state)
     result = score(run, data, "val", workdir, learned, show=not columns)
     if columns:
         [before] = columns.values()
-        columns[workdir.resolve().name] = result
+        columns[name] = result
         height, width = run.experiment.dataset.image_size
         print(
             f"\nParent and fine-tune on val, each at its best checkpoint (training size, {width}x{height}):"
@@ -328,7 +329,7 @@ def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None
                 continue
             runs.append(stored)
             same = stored.evaluation["step"] == of_run.step
-            models.append(Model(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
+            models.append(Shown(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
         size = write_report(runs, models, run.classes, "val", workdir / REPORT_FILE)
         print(f"Written: {workdir / REPORT_FILE} ({size / 1e6:.1f} MB)")
     except NobodyReads:

@@ -18,7 +18,7 @@ from jaxseg.experiment import Experiment, Run, check_classes, told_as_stored
 from jaxseg.inference import Model
 from jaxseg.predict.options import Options
 from jaxseg.predict.predicting import predict
-from jaxseg.report.pictures import Model as Scored
+from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import StoredRun, read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
 from jaxseg.score import check_model, read_learned
@@ -77,7 +77,7 @@ def report_runs(configs: Mapping[Path, ConfigDict], split: str, output: Path | N
     pictures there, and the page says so.
     """
     runs = [read_stored(workdir, split) for workdir in configs]
-    models: list[Scored | str] = []
+    models: list[Shown | str] = []
     for run, config in zip(runs, configs.values(), strict=True):
         try:
             models.append(_scored(config, run, split))
@@ -93,7 +93,7 @@ def report_runs(configs: Mapping[Path, ConfigDict], split: str, output: Path | N
     print(f"Written: {path} ({size / 1e6:.1f} MB)")
 
 
-def _scored(config: ConfigDict, run: StoredRun, split: str) -> Scored:
+def _scored(config: ConfigDict, run: StoredRun, split: str) -> Shown:
     """The run as it was scored, with its data. Raises UserError where checkpoint or data are gone."""
     step = run.evaluation["step"]
     for which in ("best", "latest"):
@@ -101,7 +101,7 @@ def _scored(config: ConfigDict, run: StoredRun, split: str) -> Scored:
         if trained.learned.step == step:
             data = trained.run.experiment.open_data([split])
             check_classes(trained.learned.meta, data.classes, run.workdir)
-            return Scored(trained.run, data, trained.learned)
+            return Shown(trained.run, data, trained.learned)
     raise UserError(
         f"{run.workdir} is scored at step {step}, and its checkpoints are of other steps; `jaxseg evaluate "
         f"--workdir={run.workdir} --split={split}` scores the best one"

@@ -22,7 +22,7 @@ def browser(profile):
     """A page of a Chromium whose profile lies in the folder `profile`. Skips where there is none."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
-        pytest.skip(f"needs one of {', '.join(_NAMES)}")
+        pytest.skip(f"install Chromium (apt-get install chromium), for one of {', '.join(_NAMES)}")
     (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
 
     # It reads commands from 3 and writes to 4.
@@ -58,11 +58,12 @@ class Page:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._ask(f"{domain}.enable")
 
-    def resize(self, width, height, *, dark=False, mobile=False):
+    def resize(self, width, height, *, dark=False, contrast=False, mobile=False):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        more = {"name": "prefers-contrast", "value": "more" if contrast else "no-preference"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme, more])
 
     def open(self, path):
         self._ask("Page.navigate", url=path.resolve().as_uri())

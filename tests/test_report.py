@@ -12,18 +12,23 @@ import numpy as np
 import pytest
 
 from jaxseg import report
+from jaxseg.errors import UserError
 from jaxseg.evaluate.images import read_images, write_images
 from jaxseg.evaluate.intervals import compared
 from jaxseg.main import main
-from jaxseg.report import facts, writing
+from jaxseg.report import facts, gallery, writing
 from jaxseg.report.choice import choose, rank
+from jaxseg.report.covered import covered
+from jaxseg.report.paired import paired
 from jaxseg.report.regions import Regions, cells_to_open, largest_region
-from jaxseg.report.stored import read_stored
+from jaxseg.report.stored import named_apart, read_stored
 from tests.browser import browser
 from tests.dataset_fakes import TINY_RUN, mask, photo, save
 from tests.faults.runs import ROOT
 
 HOSTILE = "<img src=x onerror=hacked=1>"
+BYTES = "\udcff"
+"""In a name, as Python has a byte ff that is no text."""
 CLASSES = {
     "classes": [
         {"name": "background", "ids": [0]},
@@ -61,7 +66,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("report")
     for split, count in (("train", 8), ("val", 7)):
         for i in range(count):
-            name = f"{i}{HOSTILE}.png"
+            name = f"{i}{HOSTILE}{BYTES if i == 0 else ''}.png"
             save(place / "photos" / "images" / split / name, photo(i, 24, 24))
             save(place / "photos" / "masks" / split / name, mask(i, (0, 1, 2, 255), 24, 24))
     (place / "photos" / "classes.json").write_text(json.dumps(CLASSES))
@@ -112,37 +117,57 @@ def test_training_writes_the_page_with_the_parent_beside(place):
 
 
 def test_what_is_not_there_is_said_and_no_figure_stands_for_it(place):
-    row = scored(place / "child")
-    assert row["iou"]["unicorn"] is None
+    assert scored(place / "child")["iou"]["unicorn"] is None
     html = (place / "child" / "report.html").read_text()
     unicorn = re.search(r"<tr><th scope=\"row\">[^\n]*unicorn</th>.*?</tr>", html, re.S)[0]
     assert text_of(unicorn).startswith("unicorn 0.0 % n/a n/a n/a")
     assert "Occlusion curve: not measured" in html
-    if "figures" not in row:
-        assert "95 % intervals: not measured; run" in html
 
 
-def test_measured_intervals_are_shown(place, tmp_path):
-    workdir = copied(place / "child", tmp_path)
+INTERVAL = {"value": 0.5, "low": 0.25, "high": 0.75}
+
+
+def changed(workdir, change):
+    """`change` is given eval/val.json, to be written as it leaves it."""
     row = scored(workdir)
-    interval = {"value": 0.5, "low": 0.25, "high": 0.75}
-    row["figures"] = {
-        "training size": {"whole": {"miou": interval}, "classes": {"person": {"iou": interval}}},
-        "source size": None,
-    }
+    change(row)
     (workdir / "eval" / "val.json").write_text(json.dumps(row))
-    ious = {"fractions": [0, 0.5], "classes": {"person": {"iou": [interval, interval], "objects": 3}}}
-    (workdir / "eval" / "val_occlusion.json").write_text(json.dumps(ious))
+
+
+def test_measured_intervals_are_shown_and_missing_ones_told(place, tmp_path):
+    workdir = copied(place / "child", tmp_path)
+
+    def change(row):
+        training = row["figures"]["training size"]
+        training["whole"] |= {"miou": INTERVAL, "ece": {"value": 0.125, "low": None, "high": None}}
+        row["iou"]["unicorn"] = 0.0  # as where it is predicted and nowhere labelled
+
+    changed(workdir, change)
+    write_occlusion(workdir)
     html = drawn(workdir)
-    assert "0.500 0.250\N{EN DASH}0.750" in text_of(html) and "not measured; run" not in html
+    said = text_of(html)
+    assert "mIoU, with 95 % interval 0.500 0.250\N{EN DASH}0.750" in said
+    assert "Calibration error (ECE) 0.125 no interval" in said
+    assert "n/a no interval" not in said
+    worst = min((iou, name) for name, iou in scored(workdir)["iou"].items() if name != "unicorn")
+    assert re.search(rf"Worst class {worst[0]:.3f} [\d.\N{{EN DASH}}]+ {worst[1]}", said)
     assert 'class="band' in html and "Occlusion curve" not in html
+    assert "is covered (by noise, objects of 4 pixels or more)" in said
+
+
+def write_occlusion(workdir, **other):
+    curve = {"iou": [INTERVAL, INTERVAL], "objects": 3}
+    told = {"fill": "noise", "min_pixels": 4, "seed": 0, "split": "val", "images": 7, **other}
+    told = {"step": scored(workdir)["step"], **told}
+    content = {**told, "fractions": [0, 0.5], "classes": {"person": curve}}
+    (workdir / "eval" / "val_occlusion.json").write_text(json.dumps(content))
 
 
 def test_the_pictures_are_those_that_were_scored(place):
     html = (place / "child" / "report.html").read_text()
     assert "predicted otherwise" not in html
     images = data_of(html)["images"]
-    assert {i["name"] for i in images} == {f"{n}{HOSTILE}" for n in range(7)}
+    assert {i["name"] for i in images} == {f"0{HOSTILE}\\udcff", *(f"{n}{HOSTILE}" for n in range(1, 7))}
     assert [len(i["predictions"]) for i in images] == [2] * 7
 
 
@@ -154,6 +179,19 @@ def test_figures_of_other_predictions_are_told(place, tmp_path):
     row["confusion_matrix"][2][(cell + 1) % 4] += 10
     (workdir / "eval" / "val.json").write_text(json.dumps(row))
     assert "10 of " in (html := drawn(workdir)) and "are predicted otherwise in the pictures" in html
+
+
+def test_of_one_labelled_image_none_is_the_worst(place, tmp_path, monkeypatch):
+    survey = gallery.survey
+
+    def voided(*arguments):
+        found = survey(*arguments)
+        found.confusion_rncc[:, 1:] = 0
+        return found
+
+    monkeypatch.setattr(gallery, "survey", voided)
+    said = text_of(drawn(copied(place / "scratch", tmp_path)))
+    assert "Best image" in said and "Worst image" not in said and "mIoU nan" not in said
 
 
 def test_names_of_strangers_are_text(place):
@@ -187,6 +225,28 @@ def test_a_run_that_was_not_scored_is_told_in_a_line(place, tmp_path, capsys):
     assert "val.json is no evaluation (it has no num_images)" in capsys.readouterr().err
     ended(["report", f"--workdir={tmp_path / 'nowhere'}"], 1)
     assert "config.json is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda row: row.pop("figures"), "it has no figures"),
+        (lambda row: row["figures"].pop("source size"), "it has no figures at training size and source size"),
+        (lambda row: row["figures"].update({"training size": None}), "lack size, whole or classes"),
+        (lambda row: row["figures"]["training size"]["classes"].pop("person"), "are not of its classes"),
+        (lambda row: row["figures"]["training size"]["whole"].update(miou=0.5), "not a value with"),
+        (lambda row: row["figures"]["training size"].update(size=[16, None]), "is not a height and a width"),
+    ],
+)
+def test_figures_that_are_none_are_to_be_measured_again(place, tmp_path, spoil, says):
+    workdir = tmp_path / "run"
+    (workdir / "eval").mkdir(parents=True)
+    for file in ("config.json", "eval/val.json"):
+        shutil.copy(place / "child" / file, workdir / file)
+    read_stored(workdir, "val")
+    changed(workdir, spoil)
+    with pytest.raises(UserError, match=f"{says}.*; `jaxseg evaluate --workdir={workdir} --split=val`"):
+        read_stored(workdir, "val")
 
 
 def test_without_checkpoints_there_are_figures_and_no_pictures(place, tmp_path, capsys):
@@ -263,6 +323,16 @@ def test_views_are_painted_from_the_label_maps(page, place):
     errors = page.run(f"[...{card}.getContext('2d').getImageData(0, 0, 16, 16).data]")
     assert shown(page, card) != before
     assert (255, 190, 0) in {tuple(errors[i : i + 3]) for i in range(0, 1024, 4)}
+
+
+def test_patterns_are_on_for_who_asks_for_contrast(window, place):
+    chip = "document.querySelector('[data-class=\"1\"] canvas').getContext('2d')"
+    colours = f"new Set(new Uint32Array({chip}.getImageData(0, 0, 14, 14).data.buffer)).size"
+    for contrast in (False, True):
+        window.resize(1280, 800, contrast=contrast)
+        window.open(place / "child" / "report.html")
+        assert window.run("patterns.checked") == contrast
+        assert window.run(colours) == 1 + contrast
 
 
 def test_classes_are_filtered(page):
@@ -433,7 +503,50 @@ def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path):
     without = drawn_of(old)
     assert "From scratch to child" not in without and f"{found[1].change.value:+.3f}" in without
     (old / "eval" / "val_images.npz").unlink()
-    assert drawn_of(old).count("to child") == 0
+    assert "scratch to child" not in drawn_of(old)
+
+
+def test_runs_of_other_sizes_and_coverings_stand_apart(place, tmp_path):
+    big, small = (copied(place / "scratch", tmp_path / name) for name in ("big", "small"))
+    shutil.rmtree(small / "checkpoints")  # no pictures: they take time
+    changed(big, lambda row: row["figures"]["training size"].update(size=[32, 64]))
+    images = read_images(big, "val")
+    training = dataclasses.replace(images.sizes["training size"], size=np.full((7, 2), (32, 64), np.int32))
+    scored_big = dataclasses.replace(images, sizes={**images.sizes, "training size": training})
+    write_images(big / "eval" / "val_images.npz", scored_big)
+    write_occlusion(big, fill="photo", min_pixels=30)
+    write_occlusion(small)
+    shutil.rmtree(big / "checkpoints")
+    ended(["report", f"--workdir={big}", f"--workdir={small}"])
+    html = (small / "report.html").read_text()
+    said = text_of(html)
+    assert said.startswith("big/scratch and small/scratch - jaxseg")
+    assert "Share of pixels big/scratch (64x32) small/scratch (16x16) Change" in said
+    sizes = "big/scratch was scored at 64x32, small/scratch at 16x16"
+    assert said.count(f"These columns don't compare: {sizes}.") == 1
+    tables = re.findall(r"<table class=\"figures wide\">.*?</table>", html, re.S)
+    cells = [[text_of(c) for c in re.findall(r"<td class=\"num\">(.*?)</td>", table)] for table in tables]
+    # The changes, and last the three of the unicorn.
+    assert cells == [["n/a"] * 6, ["+0.000 +0.000 to +0.000"] * 3 + ["n/a"] * 3]
+    assert said.count("From big/scratch to small/scratch") == 1
+    left_out = "its occlusion curve is left out, of fill photo, not noise; min_pixels 30, not 4"
+    assert f"big/scratch: {left_out}" in said
+    assert "by noise, objects of 4 pixels or more" in said and html.count('class="band') == 1
+
+    def apart():
+        return paired(named_apart([read_stored(workdir, "val") for workdir in (big, small)]), "val")
+
+    (big / "eval" / "val_images.npz").unlink()
+    assert apart().apart == {"training size": [sizes], "source size": []} and apart().changes == {}
+    changed(big, lambda row: row["figures"]["training size"].update(size=[16, 16]))
+    assert apart().apart == {"training size": [], "source size": []}
+    changed(big, lambda row: row["confusion_matrix"].__setitem__(0, [0, 0, 0, 0]))
+    assert "other labels" in apart().apart["training size"][0]
+    changed(big, lambda row: row.update(num_images=8))
+    assert "8 images, not 7" in apart().apart["source size"][0]
+    write_occlusion(small, step=0)
+    found = covered([read_stored(small, "val")], "val")
+    assert found.curves == {} and "is of step 0, its figures are of step" in found.notes[0]
 
 
 def copied(workdir, place):

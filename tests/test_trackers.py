@@ -238,6 +238,37 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, capsys):
     assert [step for step, _ in read_back("mlflow", workdir)[1]["train/loss"]] == [1, 2, 3]
 
 
+@pytest.mark.skipif("mlflow" not in INSTALLED, reason="mlflow is not installed")
+def test_mlflow_takes_every_name_of_a_class(written, tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    # It is there already: MLflow takes long to make one.
+    place = f"sqlite:///{written[0].resolve()}/trackers/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "names")
+    names = ("car (parked)", "car [parked]", "car _parked_", "Straße/Weg: 1", "..", "a//b", "x" * 300, "\n")
+    iou = {name: i / 8 for i, name in enumerate(names)}
+    opened = open_trackers(["mlflow"], tmp_path / "run", start_step=0, config={})
+    with RunLog(tmp_path / "run", start_step=0, rows=[], trackers=opened) as log:
+        log.write(1, "val", {"miou": 0.5, "iou": iou})
+    told = capsys.readouterr()
+    assert told.err == "" and "sqlite" not in told.out, "an address may hold a password"
+    run_id = json.loads((tmp_path / "run" / "trackers" / "mlflow.json").read_text())["run"]
+    metrics = MlflowClient(place).get_run(run_id).data.metrics
+    assert sorted(metrics.values()) == sorted([*iou.values(), 0.5])
+    assert metrics["val/iou/car _parked_"] == 2 / 8 and metrics["val/iou/Straße/Weg: 1"] == 3 / 8
+    assert sum(tag.startswith("val/iou/car _parked__") for tag in metrics) == 2
+
+
+def test_no_warning_holds_a_password(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise OSError("API request to https://me:secret@host/api failed")
+
+    monkeypatch.setitem(trackers._OPENERS, "mlflow", refuse)
+    assert open_trackers(["mlflow"], tmp_path, start_step=0, config={}) == []
+    assert "(API request to https://host/api failed)" in capsys.readouterr().err
+
+
 def test_a_tracker_that_can_not_be_opened_is_left_out(tmp_path, capsys):
     (tmp_path / "trackers").write_text("in the way")
     assert open_trackers(["trackio"], tmp_path, start_step=0, config={}) == []

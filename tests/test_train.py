@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -90,19 +91,19 @@ def whole_run(place):
 def test_a_finetune_trains_its_missing_parent_and_stands_beside_it(place, capsys):
     # The parent keeps its own length, 40 epochs; a parent that is there already makes this quick.
     assert run(arguments(place, "chain/scratch", "--config.train.epochs=1")) == 0
-    argv = arguments(place, "chain/finetune_dice", "--config.train.epochs=1", recipe="finetune_dice")
+    argv = arguments(place, "tuned/scratch", "--config.train.epochs=1", recipe="finetune_dice")
     capsys.readouterr()
     assert run([*argv, f"--config.init.workdir={place / 'chain' / 'scratch'}"]) == 0
     printed = capsys.readouterr().out
     assert "arrays from the parent" in printed
     assert "left at their fresh values" not in printed
     assert "Parent and fine-tune on val" in printed
-    assert "scratch" in printed and "change" in printed
+    assert re.search(r"chain/scratch +tuned/scratch +change", printed), "both are named scratch"
     parent = read_pretrained(place / "chain" / "scratch")
-    steps = [r["step"] for r in read_metrics(place / "chain" / "finetune_dice") if r["split"] == "val"]
+    steps = [r["step"] for r in read_metrics(place / "tuned" / "scratch") if r["split"] == "val"]
     assert steps[0] == 0, "the parent, scored before the first step, starts the curve"
     assert parent.step == 3
-    weights = json.loads((place / "chain" / "finetune_dice" / "class_weights.json").read_text())
+    weights = json.loads((place / "tuned" / "scratch" / "class_weights.json").read_text())
     assert set(weights) == {"cross_entropy"}
     assert np.isclose(np.mean(list(weights["cross_entropy"].values())), 1.0)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxseg.checkpoints import ForeignCheckpoint, stored_steps
-from jaxseg.errors import UsageError, UserError, storage_errors
+from jaxseg.errors import UsageError, UserError, one_line, storage_errors
 from jaxseg.files import write_json
 
 CONFIG_FILE = "config.json"
@@ -91,6 +91,16 @@ def read_config(workdir: Path) -> ConfigDict:
         return ConfigDict(with_tuples(content)).lock()
     except ValueError as e:  # as ConfigDict raises for a key with a dot
         raise UserError(f"{path} is no config of a run ({e}); {_AGAIN}") from None
+
+
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+    """For people: as many last parts of each path as tell them apart; the paths as given where none do."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(of_one[-count:]) for of_one in parts]
+        if len(set(names)) == len(names):
+            return list(map(one_line, names))
+    return [one_line(str(workdir)) for workdir in workdirs]
 
 
 @contextlib.contextmanager

@@ -86,16 +86,16 @@ def class_charts(runs: Sequence[StoredRun]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def occlusion_charts(runs: Sequence[StoredRun]) -> list[Chart]:
-    """IoU of each class over the covered share of its objects, with 95 % intervals."""
+def occlusion_charts(runs: Sequence[StoredRun], curves: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
+    """IoU of each class over the covered share of its objects, with 95 % intervals; curves by run."""
     charts = []
     for name in runs[-1].classes:
         drawn = []
-        for r, run in enumerate(runs):
-            if run.occlusion is None or name not in run.occlusion["classes"]:
+        for r, curve in curves.items():
+            if name not in curve["classes"]:
                 continue
-            x = 100 * np.array(run.occlusion["fractions"], np.float64)
-            drawn.append(_intervals(run.name, r, x, run.occlusion["classes"][name]["iou"]))
+            x = 100 * np.array(curve["fractions"], np.float64)
+            drawn.append(_intervals(runs[r].name, r, x, curve["classes"][name]["iou"]))
         chart = _chart(name, drawn, share=True, width=230, height=130, x_name="% covered")
         charts.append(chart)
     return [chart for chart in charts if chart is not None]
@@ -158,7 +158,7 @@ def _line(s: _Series, place: Any) -> Line:
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 1.5, 2, 3, 4, 6, 8 times a power of ten: whole ticks."""
+    """The next of 1, 1.2, 1.6, 2, 3, 4, 6, 8 times a power of ten: quarters of it are short to write."""
     if not np.isfinite(value) or value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

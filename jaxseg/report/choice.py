@@ -18,7 +18,7 @@ class Ranking:
     """Images by how well they were labelled; positions in the arrays that it was made of."""
 
     miou: tuple[float, ...]
-    """Of each image, over the classes that are in it; NaN where nothing is labelled."""
+    """Of each image, over the classes that are labelled or predicted in it; NaN where nothing is labelled."""
     iou: tuple[tuple[float, ...], ...]
     """[N][C], NaN where a class is neither labelled nor predicted."""
     best_first: tuple[int, ...]

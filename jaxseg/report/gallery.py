@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import one_line
 from jaxseg.figures import colourise
 from jaxseg.report.choice import Ranking, choose, rank
 from jaxseg.report.encoding import ids_text, map_uri, photo_uri
-from jaxseg.report.pictures import Model, Picture, Survey, predicted, survey
+from jaxseg.report.pictures import Picture, Shown, Survey, predicted, survey
 from jaxseg.report.regions import Cell, cells_to_open
 from jaxseg.report.stored import StoredRun
 from jaxseg.types import ClassTable
@@ -38,7 +39,7 @@ class Hero:
 class Gallery:
     """Images of a split with what runs make of them; `survey` is of more images than are shown."""
 
-    models: tuple[Model, ...]
+    models: tuple[Shown, ...]
     numbers: tuple[int, ...]
     """Of these models' runs on the page."""
     survey: Survey
@@ -57,7 +58,7 @@ class Gallery:
 
 def make_gallery(
     runs: Sequence[StoredRun],
-    models: Sequence[Model | str],
+    models: Sequence[Shown | str],
     classes: ClassTable,
     split: str,
     *,
@@ -71,7 +72,7 @@ def make_gallery(
     numbers, notes = _pictured(runs, models, split)
     if not numbers:
         return "; ".join(notes)
-    chosen_models = [m for m in (models[n] for n in numbers) if isinstance(m, Model)]
+    chosen_models = [m for m in (models[n] for n in numbers) if isinstance(m, Shown)]
     data = chosen_models[-1].data
     predictors = [model.predictor() for model in chosen_models]
     cells = [cells_to_open(np.array(runs[n].evaluation["confusion_matrix"])) for n in numbers]
@@ -89,10 +90,10 @@ def make_gallery(
         if left < 0 and images:
             break
         images.append(entry)
-        if position < 2 and rankings[-1].best_first:
+        if position < min(2, len(rankings[-1].best_first)):
             heroes.append(_hero(picture, position, rankings[-1].miou[n], classes))
     positions = {n: position for position, n in enumerate(order[: len(images)])}
-    names = data.records[split].manifest.example_ids
+    names = [one_line(name) for name in data.records[split].manifest.example_ids]
     return Gallery(
         tuple(chosen_models),
         tuple(numbers),
@@ -113,12 +114,12 @@ def make_gallery(
 
 
 def _pictured(
-    runs: Sequence[StoredRun], models: Sequence[Model | str], split: str
+    runs: Sequence[StoredRun], models: Sequence[Shown | str], split: str
 ) -> tuple[list[int], list[str]]:
     """(numbers of the runs whose predictions can be shown side by side, why the others can't)."""
     numbers: list[int] = []
     notes = []
-    base: Model | None = None
+    base: Shown | None = None
     for n in reversed(range(len(runs))):
         model = models[n]
         if isinstance(model, str):

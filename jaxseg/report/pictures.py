@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxseg.checkpoints import Pretrained
 from jaxseg.data.labels import without_void
+from jaxseg.errors import one_line
 from jaxseg.experiment import Data, Run
 from jaxseg.metrics import host_confusion_matrix
 from jaxseg.report.regions import Cell, Region, Regions
@@ -21,7 +22,7 @@ _MOST_SURVEYED = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Shown:
     """A stored run, opened with its data, and what its scored checkpoint has learned."""
 
     run: Run
@@ -96,5 +97,5 @@ def predicted(
         predictions_rbhw = np.stack([predict(images) for predict in predictors])
         for b, (index, example) in enumerate(zip(batch, examples, strict=True)):
             label_hw = without_void(example["label"], data.void_class)
-            name = records.manifest.example_ids[index]
+            name = one_line(records.manifest.example_ids[index])
             yield Picture(index, name, example["image"], label_hw, predictions_rbhw[:, b])

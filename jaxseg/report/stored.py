@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxseg.errors import UserError, storage_errors
+from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.experiment import plain, read_config
+from jaxseg.experiment.stored import run_names
 from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_metrics, read_rows
 
 _COUNTS = ("num_images", "step")
-_TEXTS = ("split", "classes_hash")
+_SUMS = ("pixels", "images")
+"""Of a class, beside its figures."""
+_CURVE_COUNTS = ("min_pixels", "seed", "step", "images")
+_CURVE_TEXTS = ("fill", "split")
+_TEXTS = ("split", "classes_hash", "mapping_hash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,18 @@ class StoredRun:
         """Names in the order of their ids."""
         return tuple(self.evaluation["iou"])
 
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """(height, width) at which it was scored."""
+        height, width = self.evaluation["figures"][TRAINING]["size"]
+        return height, width
+
+    @property
+    def size_name(self) -> str:
+        """That size for people."""
+        height, width = self.training_size
+        return f"{width}x{height}"
+
 
 def read_stored(workdir: Path, split: str) -> StoredRun:
     """Reads all of it. Raises UserError where there is no run, or none that has been scored on `split`."""
@@ -52,7 +70,7 @@ def read_stored(workdir: Path, split: str) -> StoredRun:
         occlusion_file = workdir / "eval" / f"{split}_occlusion.json"
         occlusion = _or_note(lambda: _occlusion(occlusion_file), None, occlusion_file.name, notes)
     return StoredRun(
-        name=workdir.resolve().name,
+        name=run_names([workdir])[0],
         workdir=workdir,
         config=config,
         evaluation=evaluation,
@@ -64,7 +82,13 @@ def read_stored(workdir: Path, split: str) -> StoredRun:
     )
 
 
-def check_comparable(runs: list[StoredRun]) -> None:
+def named_apart(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """The same under names that tell them apart."""
+    names = run_names([run.workdir for run in runs])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def check_comparable(runs: Sequence[StoredRun]) -> None:
     """Raises UserError unless all runs are scored for the same classes."""
     for other in runs[:-1]:
         if other.evaluation["classes_hash"] != runs[-1].evaluation["classes_hash"]:
@@ -89,7 +113,7 @@ def _evaluation(workdir: Path, split: str) -> dict[str, Any]:
 
 def _check_evaluation(content: dict[str, Any]) -> None:
     """Raises ValueError for what `evaluate` does not write."""
-    for name in (*_COUNTS, *_TEXTS, "pixel_accuracy", "miou", "iou", "confusion_matrix"):
+    for name in (*_COUNTS, *_TEXTS, "iou", "confusion_matrix", "figures"):
         if name not in content:
             raise ValueError(f"it has no {name}")
     if any(type(content[name]) is not int or content[name] < 0 for name in _COUNTS):
@@ -99,11 +123,35 @@ def _check_evaluation(content: dict[str, Any]) -> None:
     iou, matrix = content["iou"], content["confusion_matrix"]
     if not isinstance(iou, dict) or not iou or not isinstance(matrix, list) or len(matrix) != len(iou):
         raise ValueError("IoU and confusion matrix don't fit together")
-    if not all(map(is_figure, (content["pixel_accuracy"], content["miou"], *iou.values()))):
+    if not all(map(is_figure, iou.values())):
         raise ValueError("a figure is no number")
     for row in matrix:
         if not isinstance(row, list) or len(row) != len(iou) or any(type(n) is not int for n in row):
             raise ValueError("the confusion matrix is not of integers, a row and a column a class")
+    _check_figures(content["figures"], tuple(iou))
+
+
+def _check_figures(figures: Any, classes: tuple[str, ...]) -> None:
+    """Raises ValueError unless they are, at each size, of the whole and of each class, with intervals."""
+    if not isinstance(figures, dict) or not {TRAINING, SOURCE} <= figures.keys():
+        raise ValueError(f"it has no figures at {TRAINING} and {SOURCE}")
+    for size in (TRAINING, SOURCE):
+        measured = figures[size]
+        if measured is None and size == SOURCE:
+            continue
+        if not isinstance(measured, dict) or not {"size", "whole", "classes"} <= measured.keys():
+            raise ValueError(f"its figures at {size} lack size, whole or classes")
+        whole, of_classes = measured["whole"], measured["classes"]
+        if not isinstance(whole, dict) or not isinstance(of_classes, dict) or set(of_classes) != set(classes):
+            raise ValueError(f"its figures at {size} are not of its classes")
+        for figures_of_one in (whole, *of_classes.values()):
+            if not isinstance(figures_of_one, dict) or not all(
+                is_interval(value) for name, value in figures_of_one.items() if name not in _SUMS
+            ):
+                raise ValueError(f"a figure at {size} is not a value with an interval")
+    height_width = figures[TRAINING]["size"]
+    if not isinstance(height_width, list) or [type(side) for side in height_width] != [int, int]:
+        raise ValueError(f"the {TRAINING} is not a height and a width")
 
 
 def is_figure(value: Any) -> bool:
@@ -123,6 +171,10 @@ def _occlusion(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = _json(path)
+    for names, kind in ((_CURVE_COUNTS, int), (_CURVE_TEXTS, str)):
+        for name in names:
+            if name not in content or type(content[name]) is not kind:
+                raise ValueError(f"it has no {name}")
     fractions, classes = (content[name] if name in content else None for name in ("fractions", "classes"))
     if not isinstance(fractions, list) or not fractions or not isinstance(classes, dict):
         raise ValueError("it has no fractions or no classes")

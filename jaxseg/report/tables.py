@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxseg.evaluate.images import TRAINING
 from jaxseg.figures import hex_colour
-from jaxseg.metrics.ratios import Counts, class_ratios
-from jaxseg.report.paired import Changes
+from jaxseg.report.paired import Paired
 from jaxseg.report.regions import Cell
-from jaxseg.report.stored import StoredRun, is_interval
+from jaxseg.report.stored import StoredRun
 from jaxseg.types import ClassTable
 
 Interval = Mapping[str, Any]
@@ -30,7 +29,7 @@ _WHOLE = {
 }
 _OF_CLASS = {
     "precision": "Precision",
-    "recall": "Recall",
+    "recall": "Recall (class accuracy)",
     "f1": "F1",
     "boundary_f1": "Boundary F1",
     "iou_small": "IoU, small objects",
@@ -72,16 +71,17 @@ class MatrixCell:
 
 
 def class_rows(
-    runs: Sequence[StoredRun], classes: ClassTable, changes: Changes, size: str = TRAINING
+    runs: Sequence[StoredRun], classes: ClassTable, paired: Paired, size: str = TRAINING
 ) -> list[ClassRow]:
-    """IoU of each class at a size; that of the training size is there without intervals too."""
+    """IoU of each class at a size; no change between two runs that are known to be of other images."""
     rows = []
-    paired = [d.change._asdict() for d in changes[size][1:]] if size in changes else None
+    changes = [d.change._asdict() for d in paired.changes[size][1:]] if size in paired.changes else None
     pixels_c = np.array(runs[-1].evaluation["confusion_matrix"], np.int64).sum(axis=1)
     for c, (name, rgb) in enumerate(zip(classes.names, classes.palette, strict=True)):
         iou = [class_figure(run, name, "iou", size) for run in runs]
         share = float(pixels_c[c] / pixels_c.sum()) if pixels_c.sum() else None
-        change = alone(_change([i["value"] for i in iou])) if paired is None else paired[c]
+        plain = None if paired.apart[size] else _change([i["value"] for i in iou])
+        change = alone(plain) if changes is None else changes[c]
         rows.append(ClassRow(name, hex_colour(rgb), iou, change, share))
     return rows
 
@@ -90,7 +90,14 @@ def whole_table(runs: Sequence[StoredRun], size: str = TRAINING) -> Table:
     """Figures of the whole split, a column a run; those that no run has are left out."""
     rows = [(title, [whole_figure(run, name, size) for run in runs]) for name, title in _WHOLE.items()]
     kept = [(title, cells) for title, cells in rows if any(cell["value"] is not None for cell in cells)]
-    return Table([run.name for run in runs], kept)
+    return Table(heads(runs, size), kept)
+
+
+def heads(runs: Sequence[StoredRun], size: str = TRAINING) -> list[str]:
+    """The name of each run, with its size where theirs differ."""
+    if size != TRAINING or len({run.training_size for run in runs}) == 1:
+        return [run.name for run in runs]
+    return [f"{run.name} ({run.size_name})" for run in runs]
 
 
 def more_by_class(run: StoredRun, size: str = TRAINING) -> Table:
@@ -105,36 +112,13 @@ def more_by_class(run: StoredRun, size: str = TRAINING) -> Table:
 
 
 def whole_figure(run: StoredRun, name: str, size: str = TRAINING) -> Interval:
-    """A figure of the whole split, with its interval where one was measured."""
-    measured = figures_of(run, size)
-    if measured is not None and name in measured["whole"] and is_interval(measured["whole"][name]):
-        return measured["whole"][name]
-    known = size == TRAINING and name in ("miou", "pixel_accuracy")
-    return alone(run.evaluation[name] if known else None)
+    """A figure of the whole split, with its interval."""
+    return _figure(run.evaluation["figures"][size]["whole"], name)
 
 
 def class_figure(run: StoredRun, class_name: str, name: str, size: str = TRAINING) -> Interval:
-    """A figure of a class, with its interval where one was measured."""
-    measured = figures_of(run, size)
-    if measured is not None and class_name in measured["classes"]:
-        figures = measured["classes"][class_name]
-        if name in figures and is_interval(figures[name]):
-            return figures[name]
-    if size != TRAINING:
-        return alone(None)
-    if name == "iou":
-        return alone(run.evaluation["iou"][class_name])
-    return alone(_from_matrix(run, run.classes.index(class_name), name))
-
-
-def figures_of(run: StoredRun, size: str) -> Mapping[str, Any] | None:
-    """What `evaluate` measured at a size; None where it did not."""
-    figures = run.evaluation["figures"] if "figures" in run.evaluation else None
-    if not isinstance(figures, dict) or size not in figures or not isinstance(figures[size], dict):
-        return None
-    measured = figures[size]
-    parts = ("whole", "classes")
-    return measured if all(p in measured and isinstance(measured[p], dict) for p in parts) else None
+    """A figure of a class, with its interval."""
+    return _figure(run.evaluation["figures"][size]["classes"][class_name], name)
 
 
 def alone(value: float | None) -> Interval:
@@ -161,11 +145,19 @@ def matrix(
 
 
 def extremes(run: StoredRun) -> tuple[str | None, str | None]:
-    """(class of the lowest IoU, class of the highest); None where no class has one."""
-    known = {name: value for name, value in run.evaluation["iou"].items() if value is not None}
+    """(class of the lowest IoU, class of the highest) of those that are labelled; None where none is."""
+    labelled = (sum(row) for row in run.evaluation["confusion_matrix"])
+    ious = run.evaluation["iou"].items()
+    known = {n: iou for (n, iou), pixels in zip(ious, labelled, strict=True) if pixels and iou is not None}
     if not known:
         return None, None
     return min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
+
+
+def _figure(figures: Mapping[str, Any], name: str) -> Interval:
+    """None of one that `evaluate` did not know yet."""
+    found: Interval = figures[name] if name in figures else alone(None)
+    return found
 
 
 def _change(values: Sequence[float | None]) -> float | None:
@@ -173,10 +165,3 @@ def _change(values: Sequence[float | None]) -> float | None:
         return None
     before, after = values
     return None if before is None or after is None else after - before
-
-
-def _from_matrix(run: StoredRun, c: int, name: str) -> float | None:
-    """Precision, recall or F1 of a class; None where it is not defined, or the matrix does not say."""
-    confusion_cc = np.array(run.evaluation["confusion_matrix"], np.int64)
-    ratios = class_ratios(Counts.of(confusion_cc))
-    return float(ratios[name][c]) if name in ratios and not np.isnan(ratios[name][c]) else None

@@ -9,13 +9,14 @@ from typing import Any
 
 import jaxseg
 from jaxseg import figures
+from jaxseg.errors import one_line
 from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.files import write_text
-from jaxseg.report import charts, facts, paired, tables
+from jaxseg.report import charts, covered, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
 from jaxseg.report.gallery import Gallery, make_gallery
-from jaxseg.report.pictures import Model
-from jaxseg.report.stored import StoredRun, check_comparable
+from jaxseg.report.pictures import Shown
+from jaxseg.report.stored import StoredRun, check_comparable, named_apart
 from jaxseg.types import ClassTable
 
 REPORT_FILE = "report.html"
@@ -25,7 +26,7 @@ _MOST_IMAGES = 60
 
 
 def write_report(
-    runs: Sequence[StoredRun], models: Sequence[Model | str], classes: ClassTable, split: str, output: Path
+    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str, output: Path
 ) -> int:
     """Writes the page of these runs, whole or not at all; returns its bytes, below 15 million.
 
@@ -33,7 +34,8 @@ def write_report(
     last run is the one that the page is about, the others are what it is compared with. Raises UserError for
     runs of different classes.
     """
-    check_comparable(list(runs))
+    check_comparable(runs)
+    runs = named_apart(runs)
     images, room = _MOST_IMAGES, _MOST_BYTES - 3_000_000
     while True:
         gallery = make_gallery(runs, models, classes, split, most_images=images, most_bytes=room)
@@ -52,21 +54,19 @@ def write_report(
 
 def _context(
     runs: Sequence[StoredRun],
-    models: Sequence[Model | str],
+    models: Sequence[Shown | str],
     classes: ClassTable,
     split: str,
     gallery: Gallery | str,
 ) -> dict[str, Any]:
     """What the template is filled with."""
     main = runs[-1]
-    model = models[-1] if isinstance(models[-1], Model) else None
+    model = models[-1] if isinstance(models[-1], Shown) else None
     worst, best = tables.extremes(main)
-    changes = paired.changes(runs, split)
-    source_size = [tables.figures_of(run, SOURCE) for run in runs]
-    same_size = all(
-        found and found == tables.figures_of(run, TRAINING)
-        for run, found in zip(runs, source_size, strict=True)
-    )
+    pairs = paired.paired(runs, split)
+    measured = [run.evaluation["figures"] for run in runs]
+    at_source = all(figures[SOURCE] is not None for figures in measured)
+    curves = covered.covered(runs, split)
     return {
         "title": " and ".join(run.name for run in runs),
         "main": main,
@@ -76,22 +76,24 @@ def _context(
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "sentence": facts.sentence(main, model),
         "command": facts.command(main),
-        "measured": tables.figures_of(main, TRAINING) is not None,
         "miou": [tables.whole_figure(run, "miou") for run in runs],
         "accuracy": [tables.whole_figure(run, "pixel_accuracy") for run in runs],
         "worst_class": (worst, tables.class_figure(main, worst, "iou")) if worst else None,
         "best_class": (best, tables.class_figure(main, best, "iou")) if best else None,
-        "class_rows": tables.class_rows(runs, classes, changes),
-        "miou_change": {size: str(found[0]) for size, found in changes.items()},
+        "class_rows": tables.class_rows(runs, classes, pairs),
+        "miou_change": {size: str(found[0]) for size, found in pairs.changes.items()},
+        "apart": pairs.apart,
+        "heads": tables.heads(runs),
         "whole": tables.whole_table(runs),
         "more": tables.more_by_class(main),
-        "same_size": same_size,
-        "source_rows": tables.class_rows(runs, classes, changes, SOURCE) if all(source_size) else None,
-        "source_whole": tables.whole_table(runs, SOURCE),
+        "same_size": all(figures[SOURCE] == figures[TRAINING] for figures in measured),
+        "source_rows": tables.class_rows(runs, classes, pairs, SOURCE) if at_source else None,
+        "source_whole": tables.whole_table(runs, SOURCE) if at_source else None,
         "same_loss": all(run.config["loss"] == main.config["loss"] for run in runs),
         "charts": charts.run_charts(runs),
         "class_charts": charts.class_charts(runs),
-        "occlusion_charts": charts.occlusion_charts(runs),
+        "occlusion_charts": charts.occlusion_charts(runs, curves.curves),
+        "covered": curves,
         "matrices": _matrices(runs, gallery),
         "shares": _shares(runs, models, classes, split),
         "configs": [
@@ -115,10 +117,10 @@ def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[S
 
 
 def _shares(
-    runs: Sequence[StoredRun], models: Sequence[Model | str], classes: ClassTable, split: str
+    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str
 ) -> dict[str, Any]:
     """Of each class: its share of the labelled pixels in train and in the split, its weights in losses."""
-    model = models[-1] if isinstance(models[-1], Model) else None
+    model = models[-1] if isinstance(models[-1], Shown) else None
     train = None if model is None else _normalised(model.learned.meta.train_pixels)
     scored = _normalised([sum(row) for row in runs[-1].evaluation["confusion_matrix"]])
     weights = [
@@ -156,6 +158,8 @@ def _rendered(context: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Names of files may be of bytes that are no text, which no page can hold.
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(str(value)),
     )
     environment.filters |= {
         "figure": _figure,

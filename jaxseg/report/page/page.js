@@ -155,6 +155,7 @@ function start(data) {
     const sorted = $$(".card", gallery).sort((a, b) => key(images[a.dataset.picture]) - key(images[b.dataset.picture]) || a.dataset.picture - b.dataset.picture);
     gallery.append(...sorted);
   }
+  $("#patterns").checked = state.patterns = matchMedia("(prefers-contrast: more)").matches;
   $("#patterns").addEventListener("change", (event) => { state.patterns = event.target.checked; chips(); repaint(); });
   function chips() {
     for (const chip of $$("[data-class]")) {
