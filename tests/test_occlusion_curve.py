@@ -82,19 +82,24 @@ def test_what_is_in_front():
 
 
 def test_figures_of_a_curve_by_hand():
-    counts = np.zeros((3, len(SHARES), 3), np.int64)
+    counts = np.zeros((10, len(SHARES), 3), np.int64)
     counts[:, :, 1], counts[:, :, 2] = 10, 8
     counts[:, :, 0] = 6 - np.arange(len(SHARES)) // 2
     tallies = (Tally(objects=1, pixels=10),) * len(SHARES)
-    curve = Curve(counts, np.zeros(3, bool), tallies)
+    curve = Curve(counts, np.zeros(10, bool), tallies)
     assert [figure.value for figure in curve.figures()] == [h / (18 - h) for h in (6, 6, 5, 5, 4, 4, 3, 3)]
     assert curve.figures()[0].low == curve.figures()[0].high == 0.5, "all images are alike"
     better = counts.copy()
     better[:, 4:, 0] += 1
-    texts = list(map(str, Curve(better, np.zeros(3, bool), tallies).minus(curve, "person")))
+    texts = list(map(str, Curve(better, np.zeros(10, bool), tallies).minus(curve, "person")))
     assert texts[0] == "+0.0 IoU of person at 0% covered [0.0, 0.0]: not significant"
     assert texts[7] == "+8.6 IoU of person at 70% covered [8.6, 8.6]: significant"
-    empty = Curve(counts, np.zeros(3, bool), (Tally(),) * len(SHARES))
+    few = Curve(counts[:9], np.zeros(9, bool), tallies)
+    assert str(few.minus(few, "person")[0]) == "+0.0 IoU of person at 0% covered: too few images to say more"
+    counts[1:, :, :2] = 0
+    one = Curve(counts, np.zeros(10, bool), tallies).figures()
+    assert one[0].value is not None and one[0].low is None, "a class of one image"
+    empty = Curve(counts, np.zeros(10, bool), (Tally(),) * len(SHARES))
     assert {figure.value for figure in empty.figures()} == {None}
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
-from jaxseg.evaluate.intervals import Difference, Figure, figure_of
+from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
 from jaxseg.files import write_json
 from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata
 from jaxseg.metrics.ratios import Counts, ratio
@@ -61,7 +61,7 @@ class Curve:
         """The change from another run's, on the same covered images, at each share; `name` of the class."""
         if self.is_empty:
             return []
-        low_s, high_s = intervals(self._resampled() - other._resampled())
+        low_s, high_s = change_intervals(self._resampled() - other._resampled(), len(self.counts_nsk))
         change_s = _iou(self.counts_nsk.sum(axis=0)) - _iou(other.counts_nsk.sum(axis=0))
         changes = figure_of(change_s, low_s, high_s)
         return [
@@ -70,10 +70,11 @@ class Curve:
         ]
 
     def _resampled(self) -> np.ndarray:
-        """[RESAMPLES, shares]."""
+        """[RESAMPLES, shares]; NaN for a resample without the class, as in `evaluate`."""
         flat = self.counts_nsk.reshape(len(self.counts_nsk), -1)
         sums = resampled_sums(flat, self.stratum_n)
-        return _iou(sums.reshape(len(sums), *self.counts_nsk.shape[1:]))
+        counts_rsk = sums.reshape(len(sums), *self.counts_nsk.shape[1:])
+        return np.where(counts_rsk[..., 1] == 0, np.nan, _iou(counts_rsk))
 
 
 def occlusion_curve(runs: Sequence[tuple[ConfigDict, Path]], options: Options) -> None:
