@@ -24,7 +24,7 @@ def test_a_box_covers_the_share_and_grows(shape, rng):
     for at in rng.random((20, 2)):
         last = np.zeros_like(shape)
         for share in SHARES:
-            box, covered = box_over(shape, share, at)
+            box, covered = box_over(shape, share * shape.sum(), at)
             here = np.zeros_like(shape)
             here[box] = True
             assert covered == (here & shape).sum()
@@ -32,7 +32,7 @@ def test_a_box_covers_the_share_and_grows(shape, rng):
             assert abs(covered / shape.sum() - share) <= sum(shape.shape) / 2 / shape.sum()
             assert (here >= last).all()
             last = here
-        assert box_over(shape, 0.0, at)[1] == 0 and box_over(shape, 1.0, at)[1] == shape.sum()
+        assert box_over(shape, 0, at)[1] == 0 and box_over(shape, shape.sum(), at)[1] == shape.sum()
 
 
 def _scene():
@@ -67,6 +67,28 @@ def test_objects_are_covered_and_nothing_else(fill):
     untouched, same, none = _covered(0.0, fill)
     assert (untouched == same).all() and none.covered == 0 and none.objects == 1
     assert _covered(0.5, fill, min_pixels=1)[2].objects == 2
+
+
+def test_what_is_of_the_class_covers_nothing(rng):
+    """An object, and its class in half of all other places: it is covered where its white is gone."""
+    label = rng.integers(0, 2, (8, 20)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    label[:, :30], label[:, 30:35] = 1, 0
+    image = np.where(label[..., None] == 1, 255, rng.integers(0, 100, (40, 100, 3))).astype(np.uint8)
+    before = np.zeros_like(label, bool)
+    for share in SHARES:
+        tally = Tally()
+        out = cover(image, label, 1, share, fill="photo", min_pixels=1000, seed=(1,), tally=tally)
+        gone = (out[label == 1] < 255).any(axis=-1)
+        assert tally.covered == gone.sum()
+        assert abs(tally.covered / tally.pixels - share) < 0.03 or share > 0.4
+        changed = (out != image).any(axis=-1)
+        assert (changed >= before).all()
+        before = changed
+    assert 0.4 < tally.covered / tally.pixels < 0.6, "the rest is out of reach"
+    whole = Tally()
+    image[:], label[:] = 255, 1
+    assert (cover(image, label, 1, 0.7, fill="photo", min_pixels=50, seed=(1,), tally=whole) == image).all()
+    assert (whole.covered, whole.pixels) == (0, 4000)
 
 
 def test_what_is_in_front():
@@ -132,6 +154,7 @@ def test_the_command(place, capsys):
     printed = capsys.readouterr().out
     assert "tuned minus scratch on the same covered images" in printed
     assert re.search(r"\n[+-]\d+\.\d IoU of person at 30% covered", printed)
+    assert re.search(r"never covered. At 70% really behind something else: [67]\d%\n", printed)
     assert "Note: tuned was trained with such noise" in printed and "Note: scratch" not in printed
     for name in ("scratch", "tuned"):
         folder = place / name / "eval"

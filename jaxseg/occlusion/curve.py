@@ -46,7 +46,7 @@ class Curve:
 
     @property
     def covered(self) -> list[float | None]:
-        """The shares that boxes came to, over all objects."""
+        """The shares that are behind something else, over all objects."""
         return [tally.covered / tally.pixels if tally.pixels else None for tally in self.tallies]
 
     def figures(self) -> list[Figure]:
@@ -145,7 +145,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
 def to_json(curves: Mapping[str, Curve], opened: Opened, options: Options) -> dict[str, Any]:
     """What eval/SPLIT_occlusion.json holds; a class without objects has null at each share.
 
-    `covered`: the shares that the boxes came to; `pixels`: those of the objects, of `labelled` of the class.
+    `covered`: the shares that are behind what is not of the class; `pixels`: those of the objects, of
+    `labelled` of the class.
     """
     return {
         "fractions": list(SHARES),
@@ -170,7 +171,7 @@ def to_json(curves: Mapping[str, Curve], opened: Opened, options: Options) -> di
 
 
 def format_curves(curves: Mapping[str, Curve], min_pixels: int) -> str:
-    """A table: a line a share, a column a class; below it, what was covered."""
+    """A table: a line a share that was asked for, a column a class; below it, what was covered."""
     columns = [["", *(f"{share:.0%}" for share in SHARES)]]
     for name, curve in curves.items():
         columns.append([name, *map(_cell, curve.figures())])
@@ -186,7 +187,8 @@ def format_curves(curves: Mapping[str, Curve], min_pixels: int) -> str:
         else:
             lines.append(
                 f"{name}: {tally.objects:,} objects of {min_pixels} pixels or more, with "
-                f"{tally.pixels / labelled:.0%} of the class's; the rest is never covered"
+                f"{tally.pixels / labelled:.0%} of the class's; the rest is never covered. "
+                f"At {SHARES[-1]:.0%} really behind something else: {curve.covered[-1]:.0%}"
             )
     return "\n".join(lines)
 
