@@ -233,6 +233,26 @@ def test_a_run_does_not_differ_from_itself(place, capsys):
     assert capsys.readouterr().out.count("+0.0 mIoU: too few images to say more") == 2
 
 
+def test_what_cannot_be_compared_is_told_before_anything_is_scored(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxseg.score.score", lambda *_: pytest.fail("it is scored"))
+    scored = read_images(place / "other", "val")
+    training, source = scored.sizes[TRAINING], scored.sizes[SOURCE]
+    smaller = replace(training, size=training.size - 1)
+    void = replace(source, confusion=source.confusion + (np.arange(5) == 3)[:, None, None])
+    name = scored.example_names[3]
+    for sizes, says in (
+        ({TRAINING: smaller}, "nothing to compare"),
+        (
+            {TRAINING: replace(training, confusion=void.confusion)},
+            f"other labels of {scored.example_names[0]}",
+        ),
+        ({TRAINING: smaller, SOURCE: void}, f"other labels of {name} at the source size"),
+    ):
+        write_images(image_file(tmp_path, "val"), replace(scored, sizes=sizes))
+        assert run("evaluate", f"--workdir={place / 'one'}", f"--against={tmp_path}") == 1
+        assert says in capsys.readouterr().err
+
+
 def test_a_run_without_figures_is_named(place, tmp_path, capsys):
     argv = ("evaluate", f"--workdir={place / 'one'}", f"--against={tmp_path}")
     assert run(*argv) == 1

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxseg.errors import UserError
-from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored
+from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, SourceLabel
 from jaxseg.metrics.bootstrap import RESAMPLES, SEED, intervals, resampled_sums, strata
 from jaxseg.metrics.calibration import expected_calibration_error
 from jaxseg.metrics.object_size import SIZES, iou_by_size
 from jaxseg.metrics.ratios import Counts, class_ratios, mean_over_classes, ratio, whole_ratios
+from jaxseg.types import IGNORE_LABEL
 
 MEANS = {"miou": "iou", "mean_accuracy": "recall", "mean_f1": "f1", "boundary_f1": "boundary_f1"}
 """The figures of the whole that are means, each with that of the classes."""
@@ -131,6 +132,27 @@ def check_same_images(ours: Scored, theirs: Scored, where: str) -> None:
             )
 
 
+def check_same_labels(labels: Mapping[str, SourceLabel], theirs: Scored, where: str) -> None:
+    """Of our labels by size: raises what `compared` would, before anything is scored.
+
+    Looks at the first size at which all are as large as theirs.
+    """
+    for size in (TRAINING, SOURCE):
+        if size not in labels or size not in theirs.sizes:
+            continue
+        sizes_n2, labelled_nc = theirs.sizes[size].size.tolist(), theirs.sizes[size].labelled
+        for i, example_id in enumerate(theirs.example_ids):
+            label_hw = labels[size](int(example_id))
+            if [*label_hw.shape] != sizes_n2[i]:
+                break
+            counts = np.bincount(label_hw[label_hw != IGNORE_LABEL], minlength=len(theirs.classes))
+            if not np.array_equal(counts, labelled_nc[i]):
+                raise _other_labels(where, theirs.example_names[i], size)
+        else:
+            return
+    raise _nothing_to_compare(where, theirs.split)
+
+
 def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Difference]]:
     """`differences` at each size that both were scored at. Raises UserError where there is none."""
     check_same_images(ours, theirs, where)
@@ -143,17 +165,25 @@ def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Differe
             continue
         if not np.array_equal(mine.labelled, other.labelled):
             at = np.flatnonzero((mine.labelled != other.labelled).any(axis=1))[0]
-            raise UserError(
-                f"{where} was scored on other labels of {ours.example_names[at]} at the {size}: another "
-                "dataset.void, or other data; evaluate both on the same"
-            )
+            raise _other_labels(where, ours.example_names[at], size)
         found[size] = differences(mine.confusion, other.confusion, ours.classes)
     if not found:
-        raise UserError(
-            f"{where} was trained at another dataset.image_size, and {ours.split} has no labels at source "
-            "size: there is nothing to compare; val and test have them"
-        )
+        raise _nothing_to_compare(where, ours.split)
     return found
+
+
+def _other_labels(where: str, example_name: str, size: str) -> UserError:
+    return UserError(
+        f"{where} was scored on other labels of {example_name} at the {size}: another dataset.void, or other "
+        "data; evaluate both on the same"
+    )
+
+
+def _nothing_to_compare(where: str, split: str) -> UserError:
+    return UserError(
+        f"{where} was trained at another dataset.image_size, and {split} has no labels at source size: there "
+        "is nothing to compare; val and test have them"
+    )
 
 
 def _statistics(images: Images) -> dict[str, np.ndarray]:
