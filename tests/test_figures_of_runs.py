@@ -19,6 +19,7 @@ from jaxseg.evaluate.measuring import measure
 from jaxseg.evaluate.tables import format_differences, format_figures
 from jaxseg.main import main
 from jaxseg.metrics import confusion_matrix, scores
+from jaxseg.score import _print_figures
 from jaxseg.types import IGNORE_LABEL, HostBatch
 from tests.dataset_fakes import TINY_RUN
 
@@ -210,6 +211,7 @@ def test_no_mode_and_no_batch_changes_the_figures(place, flags):
 def test_every_printed_table_names_its_size(place, capsys):
     assert run("evaluate", f"--workdir={place / 'one'}") == 0
     printed = capsys.readouterr().out
+    assert "Those of the other columns, and each class's accuracy: eval/val.json" in printed
     assert printed.index("At the training size, 64x32:") < printed.index("At the source size, 192x96:")
     assert run("evaluate", f"--workdir={place / 'one'}", "--split=train") == 0
     printed = capsys.readouterr().out
@@ -375,7 +377,7 @@ def test_classes_that_one_run_alone_has_do_not_count_as_a_change():
     assert "(mIoU is over the classes that are defined for both.)" in format_differences({"": changes})
 
 
-def test_resamples_are_about_the_same_classes():
+def test_resamples_are_about_the_same_classes(capsys):
     """Of 20 images one or three label c, where it is always missed; it is said in another one."""
     ours = matrices(*[[[90, 5, 0], [5, 45, 0], [0, 0, 0]]] * 20)
     ours[0, 2, 0] = 9
@@ -386,6 +388,8 @@ def test_resamples_are_about_the_same_classes():
     for mean in ("miou", "mean_f1", "mean_accuracy"):
         assert rare["whole"][mean]["value"] < 0.7 and rare["whole"][mean]["low"] is None
     assert rare["whole"]["pixel_accuracy"]["low"] is not None
+    _print_figures({TRAINING: rare, SOURCE: None}, "val")
+    assert "n/a as an interval: too few images have the class" in capsys.readouterr().out
     ours[1:3, 2, 0] = 9
     some = figures_json(replace(images, confusion=ours), ("a", "b", "c"))["whole"]["miou"]
     assert some["low"] <= some["value"] <= some["high"] < 0.65
