@@ -132,8 +132,7 @@ def cut(image_hwc: np.ndarray, window: Window, input_size: tuple[int, int]) -> n
     height, width = image_hwc.shape[:2]
     top, left, bottom, right = window.top, window.left, window.top + window.height, window.left + window.width
     if top < 0 or left < 0 or bottom > height or right > width:
-        rows, columns = np.arange(top, bottom).clip(0, height - 1), np.arange(left, right).clip(0, width - 1)
-        return resize_photo(image_hwc[np.ix_(rows, columns)], input_size)
+        return _with_its_edge(image_hwc, window, input_size)
     return resize_photo(np.ascontiguousarray(image_hwc[top:bottom, left:right]), input_size)
 
 
@@ -164,6 +163,32 @@ def most_probable(probabilities_chw: np.ndarray) -> np.ndarray:
         np.copyto(label_hw, class_id, where=probability_hw > best_hw)
         np.maximum(best_hw, probability_hw, out=best_hw)
     return label_hw
+
+
+def _with_its_edge(image_hwc: np.ndarray, window: Window, input_size: tuple[int, int]) -> np.ndarray:
+    """`cut` of a window that sticks out. Only the photo is resized: the window may be of any size."""
+    (top, bottom, y0, y1), (left, right, x0, x1) = (
+        _inside(start, length, side, cells)
+        for start, length, side, cells in zip(
+            window[:2], (window.height, window.width), image_hwc.shape, input_size, strict=False
+        )
+    )
+    size = right - left, bottom - top
+    seen = Image.fromarray(image_hwc).resize(size, Image.Resampling.BILINEAR, (x0, y0, x1, y1))
+    around = (top, input_size[0] - bottom), (left, input_size[1] - right), (0, 0)
+    return np.pad(np.asarray(seen), around, "edge")
+
+
+def _inside(start: int, length: int, side: int, cells: int) -> tuple[int, int, float, float]:
+    """(first, end) of the cells of a window that are wholly in a photo's side, and where they are in it.
+
+    Of a photo smaller than a cell: the one that its middle is in, as if it were all of it.
+    """
+    first, end = max(0, -(start * cells // length)), min(cells, (side - start) * cells // length)
+    if first >= end:
+        first = (side - 2 * start) * cells // (2 * length)
+        return first, first + 1, 0, side
+    return first, end, start + first * length / cells, start + end * length / cells
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:

@@ -20,8 +20,17 @@ from jaxseg.data.labels import without_void
 from jaxseg.data.pipeline import eval_batches
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
-from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, image_file, read_images, write_images
-from jaxseg.evaluate.intervals import check_same_images, compared, figures_json
+from jaxseg.evaluate.images import (
+    SOURCE,
+    TRAINING,
+    Images,
+    Scored,
+    SourceLabel,
+    image_file,
+    read_images,
+    write_images,
+)
+from jaxseg.evaluate.intervals import check_same_images, check_same_labels, compared, figures_json
 from jaxseg.evaluate.measuring import measure
 from jaxseg.evaluate.tables import format_differences, format_figures, named_size
 from jaxseg.experiment import Data, Experiment, Run, check_classes, check_started_alike, plain, told_as_stored
@@ -60,6 +69,7 @@ def score_run(
     other = None if against is None else read_images(against, split)
     if other is not None:
         check_same_images(_scored(data, split, learned.step, {}), other, str(against))
+        check_same_labels(_labels(data, split), other, str(against))
     with storage_errors(workdir):
         score(run, data, split, workdir, learned)
         if other is not None and distributed.is_main():
@@ -128,7 +138,7 @@ def score(
         print(
             f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, "
             f"loss {result.loss:.4f}. 95 % intervals: bootstrap over images (another seed of training is not "
-            "in them)"
+            f"in them). Those of the other columns, and each class's accuracy: eval/{split}.json"
         )
         _print_figures(row["figures"], split)
     figures.confusion(result.confusion_cc, run.classes, out / f"{split}_confusion.png")
@@ -146,23 +156,20 @@ def score(
 def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evaluation) -> dict[str, Images]:
     """`Images` by size; nothing in a process that only runs the model. All have to call it."""
     records, experiment = data.records[split], run.experiment
+    labels = _labels(data, split)
     batches = eval_batches(
         records,
         batch_size=experiment.evaluate.batch_size,
         void_class=data.void_class,
         reading=experiment.reading,
     )
-
-    def source_label(example_id: int) -> np.ndarray:
-        return without_void(records.source_label(example_id), data.void_class)
-
     step = experiment.parallel.compile_probability_step(make_probability_step(run.model))
     sizes = measure(
         partial(step, state),
         _together(batches),
         len(run.classes.names),
         count=len(records),
-        source_label=source_label if records.has_source_labels else None,
+        source_label=labels[SOURCE] if SOURCE in labels else None,
         only_runs=not distributed.is_main(),
     )
     if not sizes:
@@ -172,6 +179,17 @@ def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evalu
     if SOURCE in sizes and sizes[SOURCE] is sizes[TRAINING]:
         sizes[SOURCE] = training
     return {**sizes, TRAINING: training}
+
+
+def _labels(data: Data, split: str) -> dict[str, SourceLabel]:
+    """By size, as far as the split has them."""
+    records = data.records[split]
+    labels: dict[str, SourceLabel] = {
+        TRAINING: lambda example_id: without_void(records[example_id]["label"], data.void_class)
+    }
+    if records.has_source_labels:
+        labels[SOURCE] = lambda example_id: without_void(records.source_label(example_id), data.void_class)
+    return labels
 
 
 def _together(batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
@@ -207,6 +225,9 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
         print(format_figures(source, SOURCE))
     if any(f["iou"]["value"] is None for f in training["classes"].values()):
         print("n/a: there is nothing to divide by; means leave it out")
+    shown = [training["whole"]["miou"], *(f["iou"] for f in training["classes"].values())]
+    if any(figure["value"] is not None and figure["low"] is None for figure in shown):
+        print("n/a as an interval: too few images have the class, or one that the mean is over")
 
 
 def _check_writable(workdir: Path) -> None:

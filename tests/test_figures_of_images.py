@@ -106,6 +106,17 @@ def test_boundary_f1_is_that_of_distance_transforms():
             assert got[c] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(3, 600), (600, 3), (1, 400), (12, 2400)])
+def test_the_tolerance_of_a_long_image_is_larger_than_its_side(shape):
+    radius = 0.0075 * np.hypot(*shape)
+    label, guess = (np.random.default_rng(0).random((2, *shape)) < 0.02).astype(np.uint8)
+    for c, got in enumerate(boundary_f1(label, guess, 2)):
+        truth, found = edges(label, label == c, VOID), edges(label, guess == c, VOID)
+        precision = (ndimage.distance_transform_edt(~truth)[found] <= radius).mean()
+        recall = (ndimage.distance_transform_edt(~found)[truth] <= radius).mean()
+        assert got == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-12)
+
+
 def edges(label, mask, void):
     """Pixels of a mask with a valid one beside them that is not of it, pixel by pixel of a larger frame."""
     valid = np.pad(label != void, 1)
@@ -266,10 +277,19 @@ def test_95_of_100_intervals_hold_the_truth():
 def test_blocks_change_nothing(monkeypatch):
     statistics = np.random.default_rng(0).integers(0, 100, (30, 2))
     stratum = np.arange(30) < 9
-    whole = resampled_sums(statistics, np.zeros(30, bool))
-    assert (resampled_sums(statistics, stratum) == resampled_sums(statistics, stratum)).all()
+    whole = [resampled_sums(statistics, drawn_by) for drawn_by in (stratum, ~stratum, stratum & False)]
     monkeypatch.setattr(bootstrap, "_BLOCK", 30 * 7)
-    np.testing.assert_array_equal(resampled_sums(statistics, np.zeros(30, bool)), whole)
+    for drawn_by, sums in zip((stratum, ~stratum, stratum & False), whole, strict=True):
+        np.testing.assert_array_equal(resampled_sums(statistics, drawn_by), sums)
+
+
+@pytest.mark.parametrize("images", [12, 100])
+def test_a_class_of_three_images_has_an_interval_and_one_of_two_has_none(images):
+    labelled = np.zeros((images, 2))
+    labelled[:2, 0] = labelled[:3, 1] = 1
+    sums = resampled_sums(labelled, np.zeros(images, bool))
+    low, high = intervals(np.where(sums > 0, sums, NAN))
+    np.testing.assert_array_equal(low, [NAN, 1])
 
 
 def test_a_figure_that_resamples_lack_has_no_interval():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxseg.evaluate.measuring import measure
 from jaxseg.evaluate.tables import format_differences, format_figures
 from jaxseg.main import main
 from jaxseg.metrics import confusion_matrix, scores
+from jaxseg.score import _print_figures
 from jaxseg.types import IGNORE_LABEL, HostBatch
 from tests.dataset_fakes import TINY_RUN
 
@@ -209,6 +211,7 @@ def test_no_mode_and_no_batch_changes_the_figures(place, flags):
 def test_every_printed_table_names_its_size(place, capsys):
     assert run("evaluate", f"--workdir={place / 'one'}") == 0
     printed = capsys.readouterr().out
+    assert "Those of the other columns, and each class's accuracy: eval/val.json" in printed
     assert printed.index("At the training size, 64x32:") < printed.index("At the source size, 192x96:")
     assert run("evaluate", f"--workdir={place / 'one'}", "--split=train") == 0
     printed = capsys.readouterr().out
@@ -223,13 +226,33 @@ def test_two_runs_are_compared(place, capsys):
     printed = capsys.readouterr().out.split("minus")[1]
     ours, theirs = evaluated(place / "one"), evaluated(place / "other")
     change = 100 * (ours["miou"] - theirs["miou"])
-    assert f"{change:+.1f} mIoU [" in printed.split("At the source size")[0]
-    assert "significant" in printed and "IoU of road" in printed
+    assert f"{change:+.1f} mIoU: too few images" in printed.split("At the source size")[0]
+    assert "significant" not in printed and "IoU of road" in printed
 
 
 def test_a_run_does_not_differ_from_itself(place, capsys):
     assert run("evaluate", f"--workdir={place / 'one'}", f"--against={place / 'one'}") == 0
-    assert capsys.readouterr().out.count("+0.0 mIoU [0.0, 0.0]: not significant") == 2
+    assert capsys.readouterr().out.count("+0.0 mIoU: too few images to say more") == 2
+
+
+def test_what_cannot_be_compared_is_told_before_anything_is_scored(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxseg.score.score", lambda *_: pytest.fail("it is scored"))
+    scored = read_images(place / "other", "val")
+    training, source = scored.sizes[TRAINING], scored.sizes[SOURCE]
+    smaller = replace(training, size=training.size - 1)
+    void = replace(source, confusion=source.confusion + (np.arange(5) == 3)[:, None, None])
+    name = scored.example_names[3]
+    for sizes, says in (
+        ({TRAINING: smaller}, "nothing to compare"),
+        (
+            {TRAINING: replace(training, confusion=void.confusion)},
+            f"other labels of {scored.example_names[0]}",
+        ),
+        ({TRAINING: smaller, SOURCE: void}, f"other labels of {name} at the source size"),
+    ):
+        write_images(image_file(tmp_path, "val"), replace(scored, sizes=sizes))
+        assert run("evaluate", f"--workdir={place / 'one'}", f"--against={tmp_path}") == 1
+        assert says in capsys.readouterr().err
 
 
 def test_a_run_without_figures_is_named(place, tmp_path, capsys):
@@ -335,6 +358,54 @@ def test_a_better_run_is_significantly_better_and_an_equal_one_is_not():
     back = differences(worse.confusion, better.confusion, names)[0]
     assert back.change.low == pytest.approx(-first.change.high) and str(back).endswith(": significant")
     assert str(differences(better.confusion, equal.confusion, names)[0]).endswith(": not significant")
+
+
+def matrices(*of_images):
+    return np.array(of_images, np.int64)
+
+
+def test_classes_that_one_run_alone_has_do_not_count_as_a_change():
+    """The second run says a class that is never labelled; all else is equal."""
+    ours = matrices(*[[[90, 10, 0], [0, 60 + i, 0], [0, 0, 0]] for i in range(12)])
+    theirs = ours + matrices([[-1, 0, 1], [0, 0, 0], [0, 0, 0]])
+    changes = differences(ours, theirs, ("a", "b", "c"))
+    first, third = (change.change for change in (changes[0], changes[3]))
+    assert third == (None, None, None), "c is not defined in ours"
+    ious = np.array([scores(confusion.sum(axis=0)).iou[:2] for confusion in (ours, theirs)])
+    assert first.value == pytest.approx(ious[0].mean() - ious[1].mean())
+    assert first.low <= first.value <= first.high < 0.01
+    assert "(mIoU is over the classes that are defined for both.)" in format_differences({"": changes})
+
+
+def test_resamples_are_about_the_same_classes(capsys):
+    """Of 20 images one or three label c, where it is always missed; it is said in another one."""
+    ours = matrices(*[[[90, 5, 0], [5, 45, 0], [0, 0, 0]]] * 20)
+    ours[0, 2, 0] = 9
+    ours[7, 0, 2] = 2
+    images = random_images(1, n=20)
+    rare = figures_json(replace(images, confusion=ours), ("a", "b", "c"))
+    assert rare["classes"]["c"]["iou"] == {"value": 0.0, "low": None, "high": None}
+    for mean in ("miou", "mean_f1", "mean_accuracy"):
+        assert rare["whole"][mean]["value"] < 0.7 and rare["whole"][mean]["low"] is None
+    assert rare["whole"]["pixel_accuracy"]["low"] is not None
+    _print_figures({TRAINING: rare, SOURCE: None}, "val")
+    assert "n/a as an interval: too few images have the class" in capsys.readouterr().out
+    ours[1:3, 2, 0] = 9
+    some = figures_json(replace(images, confusion=ours), ("a", "b", "c"))["whole"]["miou"]
+    assert some["low"] <= some["value"] <= some["high"] < 0.65
+    # Never labelled, said in one image: 0 in the mean of each resample, as in that of the split.
+    ours[:, 2] = 0
+    never = figures_json(replace(images, confusion=ours), ("a", "b", "c"))
+    assert never["classes"]["c"]["iou"] == {"value": 0.0, "low": None, "high": None}
+    assert never["whole"]["miou"]["value"] == pytest.approx(never["whole"]["miou"]["high"], abs=0.01)
+
+
+def test_few_images_tell_no_two_runs_apart():
+    worse, better = random_images(1, n=10, wrong=0.5), random_images(2, n=10, wrong=0.2)
+    names = ("a", "b", "c")
+    assert str(differences(better.confusion, worse.confusion, names)[0]).endswith(": significant")
+    nine = differences(better.confusion[:9], worse.confusion[:9], names)
+    assert all(str(change).endswith(": too few images to say more") for change in nine)
 
 
 def test_pairing_narrows_the_interval():

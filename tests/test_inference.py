@@ -1,6 +1,7 @@
 """What goes into the model and what comes out: sizes, batches, windows, and no seam between them."""
 
 import itertools
+import tracemalloc
 
 import jax
 import numpy as np
@@ -100,6 +101,46 @@ def test_scales_are_windows_of_other_sizes():
     assert windows[0] == Window(0, 0, 80, 60, 0, True)
     assert {(w.height, w.width) for w in windows if w.scale == 1} == {(40, 30)}
     assert len(windows) == 1 + 3 * 3
+
+
+SMALLER = [((60, 90), 0.5, False), ((61, 33), 0.7, False), ((20, 200), 1.0, True), ((5, 7), 0.3, True)]
+
+
+@pytest.mark.parametrize(("size", "scale", "tiles"), SMALLER)
+def test_beyond_a_photo_its_edge_goes_on(size, scale, tiles):
+    """As of the whole window, built and resized; but where pixels of both sides of the edge were mixed."""
+    image, seen = photo(0, *size), (32, 48)
+    for window in plan_windows(size, seen, Looking(tiles=tiles, scales=(scale,))):
+        got = cut(image, window, seen)
+        rows, columns = (
+            np.arange(start, start + length)
+            for start, length in zip(window[:2], (window.height, window.width), strict=True)
+        )
+        built = image[np.ix_(rows.clip(0, size[0] - 1), columns.clip(0, size[1] - 1))]
+        expected = resize_photo(built, seen)
+        assert got.shape == expected.shape and got.dtype == np.uint8
+        inside = [
+            (np.arange(n) - 1.5) * length / n + start >= 0
+            for n, start, length in zip(seen, window[:2], (window.height, window.width), strict=True)
+        ]
+        for i, n in enumerate(seen):
+            end = (np.arange(n) + 2.5) * window[2 + i] / n + window[i]
+            inside[i] &= end <= size[i]
+        apart = got[np.ix_(*inside)].astype(int) - expected[np.ix_(*inside)]
+        assert np.abs(apart).max(initial=0) <= 1, "of 255: Pillow rounds its weights"
+        if scale == 1.0:
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_a_small_scale_takes_no_memory():
+    image = photo(0, 300, 200)
+    tracemalloc.start()
+    for scale in (0.05, 0.001):
+        [window] = plan_windows((300, 200), INPUT, Looking(scales=(scale,)))
+        assert window.height == round(300 / scale) and window.height * window.width > 20e6
+        assert cut(image, window, INPUT).shape == (*INPUT, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def reference(image, looking, model):

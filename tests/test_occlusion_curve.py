@@ -24,7 +24,7 @@ def test_a_box_covers_the_share_and_grows(shape, rng):
     for at in rng.random((20, 2)):
         last = np.zeros_like(shape)
         for share in SHARES:
-            box, covered = box_over(shape, share, at)
+            box, covered = box_over(shape, share * shape.sum(), at)
             here = np.zeros_like(shape)
             here[box] = True
             assert covered == (here & shape).sum()
@@ -32,7 +32,7 @@ def test_a_box_covers_the_share_and_grows(shape, rng):
             assert abs(covered / shape.sum() - share) <= sum(shape.shape) / 2 / shape.sum()
             assert (here >= last).all()
             last = here
-        assert box_over(shape, 0.0, at)[1] == 0 and box_over(shape, 1.0, at)[1] == shape.sum()
+        assert box_over(shape, 0, at)[1] == 0 and box_over(shape, shape.sum(), at)[1] == shape.sum()
 
 
 def _scene():
@@ -69,6 +69,28 @@ def test_objects_are_covered_and_nothing_else(fill):
     assert _covered(0.5, fill, min_pixels=1)[2].objects == 2
 
 
+def test_what_is_of_the_class_covers_nothing(rng):
+    """An object, and its class in half of all other places: it is covered where its white is gone."""
+    label = rng.integers(0, 2, (8, 20)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+    label[:, :30], label[:, 30:35] = 1, 0
+    image = np.where(label[..., None] == 1, 255, rng.integers(0, 100, (40, 100, 3))).astype(np.uint8)
+    before = np.zeros_like(label, bool)
+    for share in SHARES:
+        tally = Tally()
+        out = cover(image, label, 1, share, fill="photo", min_pixels=1000, seed=(1,), tally=tally)
+        gone = (out[label == 1] < 255).any(axis=-1)
+        assert tally.covered == gone.sum()
+        assert abs(tally.covered / tally.pixels - share) < 0.03 or share > 0.4
+        changed = (out != image).any(axis=-1)
+        assert (changed >= before).all()
+        before = changed
+    assert 0.4 < tally.covered / tally.pixels < 0.6, "the rest is out of reach"
+    whole = Tally()
+    image[:], label[:] = 255, 1
+    assert (cover(image, label, 1, 0.7, fill="photo", min_pixels=50, seed=(1,), tally=whole) == image).all()
+    assert (whole.covered, whole.pixels) == (0, 4000)
+
+
 def test_what_is_in_front():
     image, label = _scene()
     image[label == 2] = 255
@@ -82,19 +104,24 @@ def test_what_is_in_front():
 
 
 def test_figures_of_a_curve_by_hand():
-    counts = np.zeros((3, len(SHARES), 3), np.int64)
+    counts = np.zeros((10, len(SHARES), 3), np.int64)
     counts[:, :, 1], counts[:, :, 2] = 10, 8
     counts[:, :, 0] = 6 - np.arange(len(SHARES)) // 2
     tallies = (Tally(objects=1, pixels=10),) * len(SHARES)
-    curve = Curve(counts, np.zeros(3, bool), tallies)
+    curve = Curve(counts, np.zeros(10, bool), tallies)
     assert [figure.value for figure in curve.figures()] == [h / (18 - h) for h in (6, 6, 5, 5, 4, 4, 3, 3)]
     assert curve.figures()[0].low == curve.figures()[0].high == 0.5, "all images are alike"
     better = counts.copy()
     better[:, 4:, 0] += 1
-    texts = list(map(str, Curve(better, np.zeros(3, bool), tallies).minus(curve, "person")))
+    texts = list(map(str, Curve(better, np.zeros(10, bool), tallies).minus(curve, "person")))
     assert texts[0] == "+0.0 IoU of person at 0% covered [0.0, 0.0]: not significant"
     assert texts[7] == "+8.6 IoU of person at 70% covered [8.6, 8.6]: significant"
-    empty = Curve(counts, np.zeros(3, bool), (Tally(),) * len(SHARES))
+    few = Curve(counts[:9], np.zeros(9, bool), tallies)
+    assert str(few.minus(few, "person")[0]) == "+0.0 IoU of person at 0% covered: too few images to say more"
+    counts[1:, :, :2] = 0
+    one = Curve(counts, np.zeros(10, bool), tallies).figures()
+    assert one[0].value is not None and one[0].low is None, "a class of one image"
+    empty = Curve(counts, np.zeros(10, bool), (Tally(),) * len(SHARES))
     assert {figure.value for figure in empty.figures()} == {None}
 
 
@@ -127,6 +154,7 @@ def test_the_command(place, capsys):
     printed = capsys.readouterr().out
     assert "tuned minus scratch on the same covered images" in printed
     assert re.search(r"\n[+-]\d+\.\d IoU of person at 30% covered", printed)
+    assert re.search(r"never covered. At 70% really behind something else: [67]\d%\n", printed)
     assert "Note: tuned was trained with such noise" in printed and "Note: scratch" not in printed
     for name in ("scratch", "tuned"):
         folder = place / name / "eval"

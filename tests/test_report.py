@@ -484,7 +484,9 @@ def test_a_config_is_compared_with_its_recipe_and_its_parent(place):
     assert changed == {"init.workdir"} and facts.against_parent(scratch) is None
 
 
-def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path):
+def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 7)
+
     def drawn_of(scratch):
         both = [f"--workdir={scratch}", f"--workdir={place / 'child'}"]
         ended(["report", *both, f"--output={tmp_path / 'both.html'}"])

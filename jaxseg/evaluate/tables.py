@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxseg.evaluate.intervals import Difference
+from jaxseg.evaluate.intervals import MEANS, Difference
 from jaxseg.metrics.object_size import SIZES
 
 _COLUMNS = {
@@ -15,7 +15,6 @@ _COLUMNS = {
     "boundary F1": "boundary_f1",
     **{f"IoU {size}": f"iou_{size}" for size in SIZES},
 }
-_MEANS = {"iou": "miou", "f1": "mean_f1", "recall": "mean_accuracy", "boundary_f1": "boundary_f1"}
 _WHOLE = {
     "pixel accuracy": "pixel_accuracy",
     "frequency-weighted IoU": "frequency_weighted_iou",
@@ -33,7 +32,8 @@ def format_figures(figures: Mapping[str, Any], size: str) -> str:
     for name, of_class in figures["classes"].items():
         rows.append([name, *_iou(of_class["iou"]), *(_number(of_class[key]) for key in _COLUMNS.values())])
     whole = figures["whole"]
-    means = [_number(whole[_MEANS[key]]) if key in _MEANS else "" for key in _COLUMNS.values()]
+    mean_of = {of_class: name for name, of_class in MEANS.items()}
+    means = [_number(whole[mean_of[key]]) if key in mean_of else "" for key in _COLUMNS.values()]
     rows.append(["mean (mIoU)", *_iou(whole["miou"]), *means])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
@@ -58,7 +58,9 @@ def format_differences(found: Mapping[str, Sequence[Difference]]) -> str:
     blocks = []
     for size, rows in found.items():
         blocks += [f"At the {size}, in percent points:", *(f"  {row}" for row in rows)]
-    count = sum(len(rows) for rows in found.values())
+    if any(row.change.value is None for rows in found.values() for row in rows):
+        blocks.append("(mIoU is over the classes that are defined for both.)")
+    count = sum(row.change.low is not None for rows in found.values() for row in rows)
     if count >= 10:
         blocks.append(f"(Of {count} such lines about one in 20 is called significant by chance.)")
     return "\n".join(blocks)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.metrics.ratios import Counts, class_ratios, ratio
+
 
 def confusion_matrix(labels_bhw: jax.Array, predictions_bhw: jax.Array, num_classes: int) -> jax.Array:
     """[B, H, W] labels and predictions -> [B, C, C] int32, an image each; void counts nowhere.
@@ -64,13 +66,11 @@ def scores(confusion_cc: np.ndarray) -> Scores:
     square = confusion.ndim == 2 and confusion.shape[0] == confusion.shape[1]
     if not square or not np.issubdtype(confusion.dtype, np.integer):
         raise ValueError(f"a confusion matrix is [C, C] integers, not {confusion.shape} {confusion.dtype}")
-    confusion = confusion.astype(np.int64)
-    hits, total = np.diag(confusion), confusion.sum()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = hits / union
-        accuracy = hits.sum() / total
+    counts = Counts.of(confusion.astype(np.int64))
+    iou = class_ratios(counts)["iou"]
+    accuracy = ratio(counts.hits.sum(), counts.labelled.sum())
     present = ~np.isnan(iou)
+    # Not `mean_over_classes`, which adds up zeros too: from 8 classes on that rounds otherwise.
     miou = float(iou[present].mean()) if present.any() else float("nan")
     return Scores(float(accuracy), tuple(iou.tolist()), miou)
 

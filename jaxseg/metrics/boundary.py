@@ -73,7 +73,7 @@ def _near(
 
 def _dilated(sets_hw: np.ndarray, radius: float) -> np.ndarray:
     """The union of the sets within a Euclidean distance of each pixel."""
-    reach = min(math.floor(radius), max(sets_hw.shape))
+    reach = min(math.floor(radius), len(sets_hw) - 1)
     out_hw = np.zeros_like(sets_hw)
     row_hw, width = sets_hw.copy(), 0
     # Rows of the disc from its ends to its middle: they grow, and the union along a row with them.

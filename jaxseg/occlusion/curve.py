@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
-from jaxseg.evaluate.intervals import Difference, Figure, figure_of
+from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
 from jaxseg.files import write_json
 from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata
 from jaxseg.metrics.ratios import Counts, ratio
@@ -46,7 +46,7 @@ class Curve:
 
     @property
     def covered(self) -> list[float | None]:
-        """The shares that boxes came to, over all objects."""
+        """The shares that are behind something else, over all objects."""
         return [tally.covered / tally.pixels if tally.pixels else None for tally in self.tallies]
 
     def figures(self) -> list[Figure]:
@@ -61,7 +61,7 @@ class Curve:
         """The change from another run's, on the same covered images, at each share; `name` of the class."""
         if self.is_empty:
             return []
-        low_s, high_s = intervals(self._resampled() - other._resampled())
+        low_s, high_s = change_intervals(self._resampled() - other._resampled(), len(self.counts_nsk))
         change_s = _iou(self.counts_nsk.sum(axis=0)) - _iou(other.counts_nsk.sum(axis=0))
         changes = figure_of(change_s, low_s, high_s)
         return [
@@ -70,10 +70,11 @@ class Curve:
         ]
 
     def _resampled(self) -> np.ndarray:
-        """[RESAMPLES, shares]."""
+        """[RESAMPLES, shares]; NaN for a resample without the class, as in `evaluate`."""
         flat = self.counts_nsk.reshape(len(self.counts_nsk), -1)
         sums = resampled_sums(flat, self.stratum_n)
-        return _iou(sums.reshape(len(sums), *self.counts_nsk.shape[1:]))
+        counts_rsk = sums.reshape(len(sums), *self.counts_nsk.shape[1:])
+        return np.where(counts_rsk[..., 1] == 0, np.nan, _iou(counts_rsk))
 
 
 def occlusion_curve(runs: Sequence[tuple[ConfigDict, Path]], options: Options) -> None:
@@ -144,7 +145,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
 def to_json(curves: Mapping[str, Curve], opened: Opened, options: Options) -> dict[str, Any]:
     """What eval/SPLIT_occlusion.json holds; a class without objects has null at each share.
 
-    `covered`: the shares that the boxes came to; `pixels`: those of the objects, of `labelled` of the class.
+    `covered`: the shares that are behind what is not of the class; `pixels`: those of the objects, of
+    `labelled` of the class.
     """
     return {
         "fractions": list(SHARES),
@@ -169,7 +171,7 @@ def to_json(curves: Mapping[str, Curve], opened: Opened, options: Options) -> di
 
 
 def format_curves(curves: Mapping[str, Curve], min_pixels: int) -> str:
-    """A table: a line a share, a column a class; below it, what was covered."""
+    """A table: a line a share that was asked for, a column a class; below it, what was covered."""
     columns = [["", *(f"{share:.0%}" for share in SHARES)]]
     for name, curve in curves.items():
         columns.append([name, *map(_cell, curve.figures())])
@@ -185,7 +187,8 @@ def format_curves(curves: Mapping[str, Curve], min_pixels: int) -> str:
         else:
             lines.append(
                 f"{name}: {tally.objects:,} objects of {min_pixels} pixels or more, with "
-                f"{tally.pixels / labelled:.0%} of the class's; the rest is never covered"
+                f"{tally.pixels / labelled:.0%} of the class's; the rest is never covered. "
+                f"At {SHARES[-1]:.0%} really behind something else: {curve.covered[-1]:.0%}"
             )
     return "\n".join(lines)
 

@@ -46,7 +46,8 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
         "--fill",
         choices=("photo", "noise"),
         default="photo",
-        help="a piece of the same photo (default), or noise as in training: a run that was trained with "
+        help="a piece of the same photo (default; what of it is of the class covers nothing, and may put a "
+        "share out of reach, which the table tells), or noise as in training: a run that was trained with "
         "noise over this class alone may take noise for the class",
     )
     parser.add_argument(
