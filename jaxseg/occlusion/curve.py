@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
 from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
+from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
 from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata
 from jaxseg.metrics.ratios import Counts, ratio
@@ -87,7 +88,7 @@ def occlusion_curve(runs: Sequence[tuple[ConfigDict, Path]], options: Options) -
     workdirs = [workdir for _, workdir in runs]
     _check_same_images(opened, workdirs, options.split)
     classes = _chosen(options.classes, opened[0], runs[0][0].dataset.region_class)
-    names = _names(workdirs)
+    names = run_names(workdirs)
     found: dict[str, dict[str, Curve]] = {}
     for name, one, workdir in zip(names, opened, workdirs, strict=True):
         start = time.perf_counter()
@@ -266,12 +267,6 @@ def _chosen(wanted: Sequence[str], opened: Opened, region_class: str) -> tuple[s
             "or use --classes=all"
         )
     return (region_class,)
-
-
-def _names(workdirs: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the path where that is not enough."""
-    short = [workdir.resolve().name for workdir in workdirs]
-    return short if len(set(short)) == len(short) else list(map(str, workdirs))
 
 
 def _file(workdir: Path, split: str, kind: str) -> Path:
