@@ -19,8 +19,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step
-from jaxseg.checkpoints import stored_steps
+from jaxseg import augment, distributed, evaluate, losses, models, optim, parallel, step
+from jaxseg.checkpoints import Pretrained, stored_steps
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class, without_void
 from jaxseg.data.leaks import describe_leaks
@@ -45,6 +45,7 @@ from jaxseg.experiment.together import check_started_alike
 from jaxseg.files import cache_root
 from jaxseg.meta import Meta
 from jaxseg.preflight import StepCost, check_state, device_room, step_cost
+from jaxseg.transfer import TransferReport, transfer
 from jaxseg.types import Batch, ClassTable, HostBatch, PyTree, TrainState
 
 __all__ = [
@@ -486,14 +487,14 @@ def check_classes(meta: Meta, classes: ClassTable, where: Path) -> None:
 
 def init_from_parent(
     variables: Mapping[str, PyTree],
-    parent: checkpoints.Pretrained,
+    parent: Pretrained,
     exclude: Sequence[str],
     where: Path,
     classes: ClassTable,
-) -> tuple[dict[str, PyTree], checkpoints.TransferReport]:
+) -> tuple[dict[str, PyTree], TransferReport]:
     """The parent's arrays for a fine-tune; other classes need the head in `exclude`."""
     head = jax.tree_util.tree_leaves_with_path({"params": {"head": variables["params"]["head"]}})
     paths = [optim.parameter_path(path) for path, _ in head]
     if not all(any(optim.matches(p, path, key="init.exclude") for p in exclude) for path in paths):
         check_classes(parent.meta, classes, where)
-    return checkpoints.transfer(variables, parent, exclude)
+    return transfer(variables, parent, exclude)
