@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 from jaxseg import distributed
 from jaxseg.broken import set_aside
-from jaxseg.checksums import array_digests, check_arrays, check_sizes
+from jaxseg.checksums import array_digests, check_arrays, check_sizes, digest
 from jaxseg.errors import UserError, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
 from jaxseg.meta import Meta
@@ -283,7 +282,7 @@ class Pretrained:
     @property
     def digest(self) -> str:
         """sha256 of all the variables."""
-        return hashlib.sha256(repr(sorted(array_digests(self.variables).items())).encode()).hexdigest()
+        return digest(self.variables)
 
 
 def stored_steps(workdir: Path) -> list[int]:

@@ -220,7 +220,7 @@ def check_same(
         differing = [
             f"{key} is {theirs.get(key)!r} there and {first.get(key)!r} in process 0"
             for key in first | theirs
-            if theirs.get(key) != first.get(key)
+            if repr(theirs.get(key)) != repr(first.get(key))  # nan is nan
         ]
         if differing:
             raise UserError(f"process {number} {problem}: {'; '.join(differing)}; {mend}")

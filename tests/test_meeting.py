@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, parallel, supervise
 from jaxseg.errors import UsageError, UserError
-from jaxseg.experiment import check_started_alike
+from jaxseg.experiment.together import check_same_start, check_started_alike
+from jaxseg.types import TrainState
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ def test_a_wait_that_can_not_be_is_wrong_usage(seconds):
         ({"a": 1}, "b is None there and 2 in process 0;"),
         ({"a": 1, "b": 2, "c": "x"}, "c is 'x' there and None in process 0;"),
         ({"b": 2, "a": 1}, None),
+        ({"a": 1, "b": 2, "c": float("nan")}, "c is nan there and None in process 0;"),
     ],
 )
 def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
@@ -159,6 +161,8 @@ def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
         ("train.seed", 7),
         ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
         ("jax_enable_x64", True),
+        ("jax_threefry_partitionable", False),
+        ("jax_numpy_dtype_promotion", "strict"),
         ("flax", "0.1"),
         ("code of jaxseg", "other"),
     ],
@@ -169,7 +173,26 @@ def test_what_makes_another_program_is_a_difference(monkeypatch, key, theirs):
         distributed, "gathered", lambda mine: [mine, {k: theirs if k == key else v for k, v in mine.items()}]
     )
     with pytest.raises(UserError, match=f"process 1 was started as another run: {key} is {theirs!r} there"):
-        check_started_alike(ConfigDict({"train": {"seed": 0}}), {})
+        check_started_alike(ConfigDict({"train": {"seed": 0}}))
+
+
+@pytest.mark.parametrize("key", ["jax_compilation_cache_dir", "jax_cuda_visible_devices", "jax_log_compiles"])
+def test_what_is_a_machines_own_is_none(monkeypatch, key):
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(
+        distributed, "gathered", lambda mine: [mine, {k: "x" if k == key else v for k, v in mine.items()}]
+    )
+    check_started_alike(ConfigDict({"train": {"seed": 0}}))
+
+
+def test_a_state_that_is_another_one_at_the_start_is_refused(monkeypatch):
+    """Else each process would train its own, and the checksums fit the checkpoint of none."""
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, dict.fromkeys(mine, "x")])
+    zero = jax.numpy.int32(0)
+    state = TrainState(step=zero, params={}, batch_stats={}, opt_state=(), rng=jax.random.key(0))
+    with pytest.raises(UserError, match="process 1 begins with another state: sha256 is 'x' there"):
+        check_same_start(state)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,6 @@ from jaxseg.experiment.stored import (
     with_tuples,
     write_config,
 )
-from jaxseg.experiment.together import check_started_alike
 from jaxseg.files import cache_root
 from jaxseg.meta import Meta
 from jaxseg.preflight import StepCost, check_state, device_room, step_cost
@@ -55,7 +54,6 @@ __all__ = [
     "check_classes",
     "check_config",
     "check_same_run",
-    "check_started_alike",
     "default_workdir",
     "init_from_parent",
     "load_recipe",
