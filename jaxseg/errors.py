@@ -35,6 +35,9 @@ _MENDS = {
 OUT_OF_MEMORY = "(?i)out of memory|RESOURCE_EXHAUSTED"
 """What XLA's errors say where a device's memory does not suffice."""
 
+LOST_PEER = "(?i)coordination|distributed|heartbeat|barrier|gloo|nccl|connection|collective|rendezvous|clique"
+"""What jaxlib says where another process of a run has ended, or can't be reached."""
+
 
 class UserError(Exception):
     """The input or the run failed. The message names the file or key, the value and the mend."""
@@ -112,7 +115,7 @@ def say(line: str) -> None:
         print(f"jaxseg: {line}", file=sys.stderr, flush=True)
 
 
-def shortened(error: Exception) -> str:
+def shortened(error: Exception | str) -> str:
     """What a library says, in one line of at most 200 characters: XLA's and tensorstore's go over many."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

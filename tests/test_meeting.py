@@ -101,6 +101,48 @@ def test_a_meeting_that_fails_says_what_to_look_at(status, says):
     assert says in line and "jax" in line and "\n" not in line
 
 
+FATAL = "F1126 10:00:00.000001    7 cuda_dnn.cc:123] Check failed: CUDNN_STATUS_INTERNAL_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (f"{FATAL}\n    @ 0x7f ncclGroupEnd\n", f"jaxlib has ended it ({' '.join(FATAL.split())})"),
+        (
+            "F1126 10:00:00.000001    7 client.h:80] Terminating process because the JAX distributed service "
+            "detected fatal errors.\n",
+            "another process of the run has ended",
+        ),
+        ("E1126 10:00:00.000001    7 coordination_service_agent.cc:9] Polled\n", "another process of the"),
+    ],
+)
+def test_another_process_is_blamed_only_for_what_is_its(said, says):
+    line = supervise._cause(said, signal.SIGABRT, "")
+    assert line.startswith(says) and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("INTERNAL: CUDNN_STATUS_INTERNAL_ERROR\nin x", r"^a computation failed \(INTERNAL: CUDNN_"),
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", "the exchange with another process"),
+        ("INTERNAL: NCCL operation ncclAllReduce() failed", "the exchange with another process"),
+    ],
+)
+def test_an_exchange_is_told_from_what_fails_by_itself(error, says):
+    with pytest.raises(UserError, match=says), distributed.exchange_errors():
+        raise jax.errors.JaxRuntimeError(error)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_traceback_after_a_line_of_jaxlib_is_not_lost(capfdbinary, ours):
+    says = "sys.exit(print('jaxseg: that was it', file=sys.stderr) or 1)" if ours else "raise ValueError('lost')"
+    command = [sys.executable, "-c", f"import sys; print({FATAL!r}, file=sys.stderr); {says}"]
+    assert supervise.run_supervised(command, pass_on={}, show_all=False, meeting="") == 1
+    said = capfdbinary.readouterr().err
+    assert [b"ValueError: lost" in said, b"CUDNN" in said] == [not ours] * 2
+
+
 STOPS = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
 
 
