@@ -136,8 +136,8 @@ def test_an_exchange_is_told_from_what_fails_by_itself(error, says):
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_traceback_after_a_line_of_jaxlib_is_not_lost(capfdbinary, ours):
-    says = "sys.exit(print('jaxseg: that was it', file=sys.stderr) or 1)" if ours else "raise ValueError('lost')"
-    command = [sys.executable, "-c", f"import sys; print({FATAL!r}, file=sys.stderr); {says}"]
+    ends = "exit(print('jaxseg: that was it', file=sys.stderr) or 1)" if ours else "raise ValueError('lost')"
+    command = [sys.executable, "-c", f"import sys; print({FATAL!r}, file=sys.stderr); {ends}"]
     assert supervise.run_supervised(command, pass_on={}, show_all=False, meeting="") == 1
     said = capfdbinary.readouterr().err
     assert [b"ValueError: lost" in said, b"CUDNN" in said] == [not ours] * 2
