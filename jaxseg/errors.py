@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 _ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk"
 _IN_THE_WAY = "move away what is in the way, or name another place"
@@ -109,10 +110,10 @@ def system_says(error: BaseException, codes: Container[int] = _MENDS) -> tuple[s
     return None if cause is None else system_says(cause, codes)
 
 
-def say(line: str) -> None:
-    """The line that a process ends with, on standard error, if that can be written."""
+def say(line: str, stream: TextIO | None = None) -> None:
+    """The line that a process ends with, on standard error or `stream`, if that can be written."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"jaxseg: {line}", file=sys.stderr, flush=True)
+        print(f"jaxseg: {line}", file=sys.stderr if stream is None else stream, flush=True)
 
 
 def shortened(error: Exception | str) -> str:

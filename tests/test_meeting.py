@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -141,6 +142,23 @@ def test_a_traceback_after_a_line_of_jaxlib_is_not_lost(capfdbinary, ours):
     assert supervise.run_supervised(command, pass_on={}, show_all=False, meeting="") == 1
     said = capfdbinary.readouterr().err
     assert [b"ValueError: lost" in said, b"CUDNN" in said] == [not ours] * 2
+
+
+WAITS = """
+import contextlib, io, os, signal, time
+from jaxseg import stop
+stop.GRACE_S = 0.1
+with stop.StopSignal() as told, contextlib.redirect_stderr(io.StringIO()), told.deferred(lambda: True):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(9)
+"""
+
+
+def test_a_process_that_prints_nothing_says_what_it_is_ended_for():
+    """As those beside the first, while they wait for it."""
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert done.stderr.startswith("jaxseg: ended in the middle of a computation; what was saved is kept")
 
 
 STOPS = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
