@@ -214,7 +214,7 @@ def check_same(
     facts: Mapping[str, Any],
     *,
     problem: str = "was started as another run",
-    mend: str = "start all with the same command, code and data",
+    mend: str = "start all with the same command, environment, code and data",
 ) -> None:
     """Raises UserError, in all processes, that says where the `facts` (JSON) of one differ from the first's.
 
