@@ -30,7 +30,8 @@ def trained(mode, devices, loss, *, rows=1, accumulate=1, norm="batch", dropout=
     """What is known after one and after three SGD steps (Adam amplifies rounding of a bias before a norm).
 
     And, as "spoilt", after a first step and an evaluation with an error planted in image and labels of the
-    share of the last device, the last rows of the last image. mode: one of ours, or "shard_map", which is evaluated as pmap.
+    share of the last device, the last rows of the last image. mode: one of ours, or "shard_map", which is
+    evaluated as pmap.
     """
     ours = "pmap" if mode == "shard_map" else mode
     place = Parallel(ours, tuple(jax.devices()[:devices]), rows=rows)
