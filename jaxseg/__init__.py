@@ -14,6 +14,7 @@ holds it, and this list, to that:
     3   inference                             a photo -> windows -> probabilities at the photo's size
     3   trackers                              W&B, MLflow, trackio
     4   evaluate, figures, logs, summary      what people look at
+    4   transfer                              what a fine-tune takes from its parent
     4   preflight                             what a run takes against what there is
     5   experiment, incidents                 the only reader of a config; steps that were not finite
     5   predict                               label maps and overlays of anybody's photos

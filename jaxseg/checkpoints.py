@@ -1,4 +1,4 @@
-"""What survives a crash: orbax checkpoints of the state, and pretrained parameters taken from them.
+"""What survives a crash: orbax checkpoints of the state, and what a finished run has learned.
 
 `WORKDIR/checkpoints/STEP/` holds `state` (arrays) and `meta` (JSON: config, hashes, checksums of all arrays).
 Saving is asynchronous and atomic: a save that was cut off is a directory with a `tmp` suffix that nobody
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,11 +23,10 @@ import numpy as np
 
 from jaxseg import distributed
 from jaxseg.broken import set_aside
-from jaxseg.checksums import array_digests, check_arrays, check_sizes
+from jaxseg.checksums import array_digests, check_arrays, check_sizes, digest
 from jaxseg.errors import UserError, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
 from jaxseg.meta import Meta
-from jaxseg.optim import matches, parameter_path
 from jaxseg.stop import held
 from jaxseg.types import PyTree, TrainState
 
@@ -90,7 +88,7 @@ class Checkpoints:
         self._policy.best = best
         self._check_room(step, state)
         content = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(meta, state))
+            state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(_sealed(meta, state))
         )
         with self._storage_errors(step):
             self._manager.save(step, args=content, force=True)
@@ -211,7 +209,7 @@ def restore_before(workdir: Path, step: int, like: TrainState) -> tuple[TrainSta
     earlier = [number for number in stored_steps(workdir) if number < step]
     if not earlier:
         return None
-    with _reader(workdir, whole=True) as manager:
+    with _reader(workdir) as manager:
         return _first_sound(reversed(earlier), lambda number: _restored(manager, workdir, number, like))
 
 
@@ -225,7 +223,9 @@ def _restored(
     if check is not None:
         check(meta)
     with _reading(workdir, step):
-        content = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        as_placed = ocp.checkpoint_utils.construct_restore_args(abstract)
+        arrays = ocp.args.PyTreeRestore(item=abstract, restore_args=as_placed)
+        content = ocp.args.Composite(state=arrays)
         check_sizes(manager.item_metadata(step)["state"])
         state = manager.restore(step, args=content)["state"]
         check_arrays(state, digests)
@@ -282,7 +282,7 @@ class Pretrained:
     @property
     def digest(self) -> str:
         """sha256 of all the variables."""
-        return hashlib.sha256(repr(sorted(array_digests(self.variables).items())).encode()).hexdigest()
+        return digest(self.variables)
 
 
 def stored_steps(workdir: Path) -> list[int]:
@@ -336,57 +336,6 @@ def read_digests(workdir: Path, step: int) -> dict[str, str]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         content = ocp.args.PyTreeRestore(restore_args=as_numpy)
         return array_digests(manager.restore(step, args=ocp.args.Composite(state=content))["state"])
-
-
-@dataclasses.dataclass(frozen=True)
-class TransferReport:
-    """Which parameters and statistics a fine-tune took from its parent, by path."""
-
-    taken: tuple[str, ...]
-    excluded: tuple[str, ...]
-
-    def __str__(self) -> str:
-        kept = f"; left at their fresh values: {', '.join(self.excluded)}" if self.excluded else ""
-        blocks = dict.fromkeys(name.split("/")[1] for name in self.taken)
-        count = f"{len(self.taken)} of {len(self.taken) + len(self.excluded)} arrays"
-        return f"took {count} from the parent ({', '.join(blocks) or 'none'}){kept}"
-
-
-def transfer(
-    variables: Mapping[str, PyTree], parent: Pretrained, exclude: Sequence[str]
-) -> tuple[dict[str, PyTree], TransferReport]:
-    """`variables` with every array of the parent, but for paths that a regular expression of `exclude` finds.
-
-    Raises UserError that names the first array that the parent lacks or has in another shape, or a pattern
-    that finds no path.
-    """
-    theirs = {
-        parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parent.variables)
-    }
-    taken, excluded = [], []
-
-    def choose(path: tuple, fresh: jax.Array) -> Any:
-        name = parameter_path(path)
-        if any(matches(pattern, name, key="init.exclude") for pattern in exclude):
-            excluded.append(name)
-            return fresh
-        if name not in theirs:
-            raise UserError(
-                f"the parent has no {name}; add it to init.exclude, or use the parent's model section"
-            )
-        if theirs[name].shape != fresh.shape:
-            raise UserError(
-                f"{name} is {theirs[name].shape} in the parent and {fresh.shape} here; "
-                f"add it to init.exclude, or use the parent's model section"
-            )
-        taken.append(name)
-        return theirs[name]
-
-    merged = jax.tree_util.tree_map_with_path(choose, dict(variables))
-    for pattern in exclude:
-        if not any(matches(pattern, name, key="init.exclude") for name in excluded):
-            raise UserError(f"init.exclude has {pattern!r}, which finds no path; one is {taken[0]}")
-    return merged, TransferReport(tuple(taken), tuple(excluded))
 
 
 def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
@@ -459,19 +408,19 @@ class _LatestAndBest:
 
 
 @contextlib.contextmanager
-def _reader(workdir: Path, *, whole: bool = False) -> Iterator[Any]:
-    """Orbax's manager for reading only: parts of the state by name, or the `whole` of it."""
+def _reader(workdir: Path) -> Iterator[Any]:
+    """Orbax's manager for reading only."""
     if not (workdir / DIRECTORY).is_dir():
         raise _nothing_saved(workdir)
-    manager = _manager(workdir, None, whole=whole)
+    manager = _manager(workdir, None)
     try:
         yield manager
     finally:
         manager.close()
 
 
-def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = False) -> Any:
-    """Orbax's manager; without a policy it only reads: parts of the state by name, or the `whole` of it."""
+def _manager(workdir: Path, policy: _LatestAndBest | None) -> Any:
+    """Orbax's manager; without a policy it only reads."""
     import orbax.checkpoint as ocp
 
     read_only = policy is None
@@ -482,10 +431,28 @@ def _manager(workdir: Path, policy: _LatestAndBest | None, *, whole: bool = Fals
         # Directories made beside would be waited for ten minutes of the same clock.
         async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S, create_directories_asynchronously=False),
     )
-    by_name = read_only and not whole
-    state = ocp.PyTreeCheckpointHandler() if by_name else ocp.StandardCheckpointHandler()
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=_array_handlers())
     return ocp.CheckpointManager(
         (workdir / DIRECTORY).resolve(),
         options=options,
         item_handlers={"state": state, "meta": ocp.JsonCheckpointHandler()},
+    )
+
+
+def _array_handlers() -> Any:
+    """Orbax's, of which one device writes the whole of a replicated array: the one of the checksums.
+
+    By default each device writes a part. Copies that differ by rounding, as other processors make them, would
+    be mixed.
+    """
+    import orbax.checkpoint as ocp
+
+    # Not public, and there is no other: it keeps what kind of random key an array is.
+    from orbax.checkpoint._src.metadata.array_metadata_store import Store
+
+    handlers = ocp.type_handlers
+    whole = handlers.ArrayHandler(use_replica_parallel=False, array_metadata_store=Store())
+    return handlers.create_type_handler_registry(
+        (np.ndarray, handlers.NumpyHandler()),
+        (jax.Array, whole),
     )

@@ -24,16 +24,21 @@ def array_digests(tree: PyTree) -> dict[str, str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         values = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).data)
-        digests[_name(path)] = digest.hexdigest()
+        of_array = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+        of_array.update(np.ascontiguousarray(values).data)
+        digests[_name(path)] = of_array.hexdigest()
     return digests
+
+
+def digest(tree: PyTree) -> str:
+    """sha256 of all arrays."""
+    return hashlib.sha256(repr(sorted(array_digests(tree).items())).encode()).hexdigest()
 
 
 def check_arrays(arrays: PyTree, digests: Mapping[str, str]) -> None:
     """Raises ValueError where an array is not what was saved."""
-    for path, digest in array_digests(arrays).items():
-        if path not in digests or digests[path] != digest:
+    for path, found in array_digests(arrays).items():
+        if path not in digests or digests[path] != found:
             raise ValueError(f"{path} fails its checksum")
 
 

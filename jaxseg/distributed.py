@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.errors import OUT_OF_MEMORY, UsageError, UserError, shortened
+from jaxseg.errors import LOST_PEER, OUT_OF_MEMORY, UsageError, UserError, shortened
 
 _WEEK_S = 7 * 24 * 3600
 
@@ -192,12 +192,17 @@ def only_main_prints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exchange_errors() -> Iterator[None]:
-    """Turns what XLA raises where it can't reach the other devices into a UserError."""
+    """Turns what XLA raises into a UserError, which blames another process where XLA does."""
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
         if re.search(OUT_OF_MEMORY, str(e)):
             raise
+        if not re.search(LOST_PEER, str(e)):
+            raise UserError(
+                f"a computation failed ({shortened(e)}), and the other processes end with this one; start "
+                "all again and the run goes on from the last checkpoint (--debug shows where)"
+            ) from e
         raise UserError(
             f"the exchange with another process of the run failed ({shortened(e)}): it has "
             "ended, which its own last line explains, or can't be reached; start all again and the run goes "
@@ -209,7 +214,7 @@ def check_same(
     facts: Mapping[str, Any],
     *,
     problem: str = "was started as another run",
-    mend: str = "start all with the same command, code and data",
+    mend: str = "start all with the same command, environment, code and data",
 ) -> None:
     """Raises UserError, in all processes, that says where the `facts` (JSON) of one differ from the first's.
 
@@ -220,7 +225,7 @@ def check_same(
         differing = [
             f"{key} is {theirs.get(key)!r} there and {first.get(key)!r} in process 0"
             for key in first | theirs
-            if theirs.get(key) != first.get(key)
+            if repr(theirs.get(key)) != repr(first.get(key))  # nan is nan
         ]
         if differing:
             raise UserError(f"process {number} {problem}: {'; '.join(differing)}; {mend}")

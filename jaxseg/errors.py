@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 _ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk"
 _IN_THE_WAY = "move away what is in the way, or name another place"
@@ -34,6 +35,9 @@ _MENDS = {
 
 OUT_OF_MEMORY = "(?i)out of memory|RESOURCE_EXHAUSTED"
 """What XLA's errors say where a device's memory does not suffice."""
+
+LOST_PEER = "(?i)coordination|distributed|heartbeat|barrier|gloo|nccl|connection|collective|rendezvous|clique"
+"""What jaxlib says where another process of a run has ended, or can't be reached."""
 
 
 class UserError(Exception):
@@ -106,13 +110,13 @@ def system_says(error: BaseException, codes: Container[int] = _MENDS) -> tuple[s
     return None if cause is None else system_says(cause, codes)
 
 
-def say(line: str) -> None:
-    """The line that a process ends with, on standard error, if that can be written."""
+def say(line: str, stream: TextIO | None = None) -> None:
+    """The line that a process ends with, on standard error or `stream`, if that can be written."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"jaxseg: {line}", file=sys.stderr, flush=True)
+        print(f"jaxseg: {line}", file=sys.stderr if stream is None else stream, flush=True)
 
 
-def shortened(error: Exception) -> str:
+def shortened(error: Exception | str) -> str:
     """What a library says, in one line of at most 200 characters: XLA's and tensorstore's go over many."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

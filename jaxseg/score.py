@@ -33,7 +33,8 @@ from jaxseg.evaluate.images import (
 from jaxseg.evaluate.intervals import check_same_images, check_same_labels, compared, figures_json
 from jaxseg.evaluate.measuring import measure
 from jaxseg.evaluate.tables import format_differences, format_figures, named_size
-from jaxseg.experiment import Data, Experiment, Run, check_classes, check_started_alike, plain, told_as_stored
+from jaxseg.experiment import Data, Experiment, Run, check_classes, plain, told_as_stored
+from jaxseg.experiment.together import check_same_data, check_started_alike
 from jaxseg.files import write_json
 from jaxseg.logs import METRICS_FILE, marked_rows, read_metrics
 from jaxseg.step import make_probability_step
@@ -94,6 +95,7 @@ def open_run(config: ConfigDict, workdir: Path, split: str, which: str = "best")
 
     Raises UserError where one of them is missing, they don't fit together, or WORKDIR/eval can't be written.
     """
+    check_started_alike(config, split=split)
     with told_as_stored(workdir):
         experiment = Experiment(config, trains=False)
     with storage_errors(workdir):
@@ -102,7 +104,7 @@ def open_run(config: ConfigDict, workdir: Path, split: str, which: str = "best")
     check_model(config, learned, workdir)
     data = experiment.open_data([split])
     check_classes(learned.meta, data.classes, workdir)
-    check_started_alike(config, data.contents, split=split)
+    check_same_data(data.contents)
     pixels, images = learned.meta.train_pixels, learned.meta.train_images
     with told_as_stored(workdir):
         run = experiment.build(data.classes, pixels, train_images=images)

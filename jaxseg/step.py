@@ -116,7 +116,8 @@ def make_train_step(
         forward pass. Batch normalisation sees a microbatch at a time, which is not the whole batch.
     ema_decay: share of the old average that is kept a step; 0 leaves the average off.
     skip_nonfinite: a step that is not finite (see StepOutput) changes nothing but the step's number.
-    axis_name: the device axis inside pmap and shard_map.
+    axis_name: the device axis inside pmap and shard_map, the latter with check_vma=False: the sums that
+        microbatches are added to start as the same zeros on all devices, and don't stay so.
     """
     gradient = make_gradient(model, loss, accumulate=accumulate, axis_name=axis_name)
 
@@ -171,7 +172,11 @@ def make_gradient(
 
 
 def dropout_keys(state: TrainState, accumulate: int, axis_name: str | None = None) -> jax.Array:
-    """A key for each microbatch of the step that `state` is before: [accumulate]."""
+    """A key for each microbatch of the step that `state` is before: [accumulate].
+
+    Inside a shard_map, keys of each device's own: its images are others. (Of our modes pmap has an axis name
+    too, and is refused with dropout.)
+    """
     key = jax.random.fold_in(state.rng, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))

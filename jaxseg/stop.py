@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from jaxseg.errors import Preempted, say
 
@@ -60,6 +60,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         self._previous = {s: signal.signal(s, self._handle) for s in self._names}
+        self._stream = sys.stderr  # what it is by now may lead nowhere, as in all processes but the first
         self._listener, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         self._previous_bell = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
@@ -135,13 +136,19 @@ class StopSignal:
                 # Nobody is in a hurry who closes a terminal, of which kernel, shell and login manager tell.
                 if number != signal.SIGHUP:
                     if is_hit:
-                        _end(f"{self._names[number]} again: ended at once; what was saved is kept")
+                        self._end(f"{self._names[number]} again: ended at once; what was saved is kept")
                     is_hit = True
                 first = first or time.monotonic()
             unsaved = self._nothing_unsaved
             late = first is not None and time.monotonic() - first > GRACE_S
             if (late or self._is_lost) and (unsaved is None or unsaved()):
-                _end("ended in the middle of a computation; what was saved is kept, the same command goes on")
+                self._end(
+                    "ended in the middle of a computation; what was saved is kept, the same command goes on"
+                )
+
+    def _end(self, message: str) -> NoReturn:
+        say(message, self._stream)
+        os._exit(Preempted.exit_status)
 
 
 @contextlib.contextmanager
@@ -164,8 +171,3 @@ def held() -> Iterator[None]:
             signal.signal(number, handler)
         for missed in came:
             handlers[signal.Signals(missed)](missed, None)
-
-
-def _end(message: str) -> None:
-    say(message)
-    os._exit(Preempted.exit_status)

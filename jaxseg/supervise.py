@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from jaxseg.errors import UserError
+from jaxseg.errors import LOST_PEER, UserError, shortened
 
 CHILD = "JAXSEG_SUPERVISED"
 """Set in the child: the number of the pipe that ends with its parent."""
@@ -28,7 +28,7 @@ STOPPED_S = 30
 
 _LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 _END_LINE = re.compile(rb"(F\d{4} |E\d{4} .* coordination_service)")
-"""How jaxlib begins to say that the run is over; what it says then goes over many lines."""
+"""How jaxlib begins to say that the process is over; what it says then goes over many lines."""
 
 _OURS = b"jaxseg: "
 """How the line begins that a process ends with, and no other."""
@@ -75,6 +75,11 @@ def run_supervised(
                 sys.stderr.flush()
     status = child.wait()
     os.close(writing)
+    if status > 0 and not last and not show_all:
+        # Its own end, a traceback perhaps; what jaxlib said before was not.
+        with contextlib.suppress(OSError):
+            sys.stderr.buffer.write(said)
+            sys.stderr.flush()
     if status >= 0:
         return status
     if last:  # it had found out itself
@@ -122,9 +127,16 @@ def _cause(said: str, number: signal.Signals, meeting: str) -> str:
             f"the processes of the run did not find each other {meeting}: do all run, with the same "
             "--coordinator, --processes and versions of jax, and can its port be reached from every machine?"
         )
-    if said:
+    # The frames of a stack trace name whatever the program is made of.
+    told = [line for line in said.splitlines() if not re.match(r"\s*@ ", line)]
+    if told and re.search(LOST_PEER, "\n".join(told)):
         return (
             "another process of the run has ended or is not heard of any more, and so this one ends; start "
             "all again and the run goes on from the last checkpoint (--debug shows what jaxlib said)"
+        )
+    if told:
+        return (
+            f"jaxlib has ended it ({shortened(told[0])}); start all again and the run goes on from the last "
+            "checkpoint (--debug shows all that jaxlib said)"
         )
     return f"it was ended by {number.name}; the same command goes on from the last checkpoint"

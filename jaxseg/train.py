@@ -24,7 +24,6 @@ from jaxseg.experiment import (
     Run,
     check_config,
     check_same_run,
-    check_started_alike,
     default_workdir,
     init_from_parent,
     parent_config,
@@ -33,6 +32,7 @@ from jaxseg.experiment import (
 )
 from jaxseg.experiment.sections import class_weights, describe_class_weights
 from jaxseg.experiment.stored import flat, run_names
+from jaxseg.experiment.together import check_same_data, check_same_start, check_started_alike
 from jaxseg.files import write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
@@ -76,6 +76,7 @@ def train(
     workdir = default_workdir(config) if workdir is None else workdir
     if workdir in children:
         raise UsageError(f"init.recipe: {workdir} would be its own parent; break the circle of recipes")
+    check_started_alike(config)
     experiment = Experiment(config)
     check_trackers(experiment.log.trackers)
 
@@ -90,7 +91,7 @@ def train(
     data = experiment.open_data(("train", "val"))
     _check_labels(data)
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
-    check_started_alike(config, data.contents)
+    check_same_data(data.contents)
     if only_preflight:
         print(what_it_takes(run, data))
         return
@@ -197,6 +198,7 @@ def _go_on(
     experiment = run.experiment
     with Checkpoints(workdir, keep=experiment.checkpoint.keep) as saved:
         start = _start(run, data, workdir, saved, parent, parent_dir)
+        check_same_start(start.state)
         cost = run.step_cost(start.state) if start.step < run.total_steps else None  # compiles the step
         plan = {} if cost is None else _checked(run, data, start.state, cost, workdir)
         # Only now: what was refused until here leaves nothing that a second try would trip over.

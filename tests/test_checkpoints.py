@@ -24,7 +24,6 @@ from jaxseg.checkpoints import (
     read_pretrained,
     restore_before,
     stored_steps,
-    transfer,
 )
 from jaxseg.errors import Preempted, UserError
 from jaxseg.files import sealed
@@ -32,6 +31,7 @@ from jaxseg.meta import LogMark, Meta
 from jaxseg.models import UNet
 from jaxseg.step import init_state
 from jaxseg.stop import StopSignal
+from jaxseg.transfer import transfer
 from jaxseg.types import TrainState
 
 
@@ -79,6 +79,24 @@ def test_the_state_comes_back_bit_for_bit(state, tmp_path):
     assert same(back, state.replace(step=jnp.int32(3)))
     assert not same(back, state)
     assert said == meta(3)
+
+
+def test_copies_that_differ_by_rounding_are_no_broken_checkpoint(state, tmp_path):
+    """As other processors make them: the checksums are of one copy, and all that is written is that one's."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def rounded(a):
+        copies = [jax.device_put(a * (1 + i * 2**-22), device) for i, device in enumerate(jax.devices())]
+        return jax.make_array_from_single_device_arrays(a.shape, everywhere, copies)
+
+    placed = jax.device_put(state, everywhere)
+    placed = placed.replace(params=jax.tree.map(rounded, state.params))
+    with Checkpoints(tmp_path, keep=1) as saved:
+        saved.save(placed, meta(1), best=None)
+        saved.wait()
+        back, _ = saved.restore_newest(placed, accept)
+    assert same(back, state)
 
 
 def test_a_checkpoint_of_another_version_is_said_to_be_one_and_left_where_it_is(state, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from jaxseg.arguments import with_overrides
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UsageError
-from jaxseg.experiment import Data, Experiment, load_recipe
+from jaxseg.experiment import Data, Experiment, Run, load_recipe
 from jaxseg.parallel import Parallel
 from jaxseg.types import IGNORE_LABEL, Batch
 
@@ -214,14 +214,20 @@ class ReadRecords:
 
 
 @pytest.mark.parametrize(("void_class", "corner"), [(None, IGNORE_LABEL), (0, 0)])
-def test_pictures_follow_the_void_policy_of_the_scores(void_class, corner):
-    run = built("scratch", "streets", **TINY)
+def test_pictures_follow_the_void_policy_of_the_scores(void_class, corner, monkeypatch):
+    """And take no more images at once than an evaluation does."""
+    run = built("scratch", "streets", **TINY, evaluate__batch_size=1)
+    taken, build = [], Run.predict_step.func
+    monkeypatch.setattr(
+        Run, "predict_step", lambda run, state, x: taken.append(len(x)) or build(run)(state, x)
+    )
     records = ReadRecords()
     state = run.init_state()
     images, labels, predictions = run.samples(Data({"val": records}, void_class), "val", state, 6)
     assert records.reads == len(images) == len(labels) == len(predictions) == 2
     assert all((label[:4] == corner).all() and (label[4:] == 1).all() for label in labels)
     assert (images[1] == 40).all()
+    assert taken == [1, 1]
 
 
 @pytest.mark.parametrize("mode", ["jit", "sharded"])

@@ -65,7 +65,14 @@ def job_of(jobset):
 def test_jobset():
     claim, jobset = yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert jobset["spec"].keys() <= {"failurePolicy", "replicatedJobs"}
+    # No schema of it is at hand, so that the fields that are used are named here.
+    assert jobset["spec"].keys() == {"failurePolicy", "replicatedJobs"}
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy.keys() == {"maxRestarts", "restartStrategy", "rules"}
+    assert policy["restartStrategy"] == "BlockingRecreate"
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert replicated.keys() == {"name", "replicas", "template"} and replicated["replicas"] == 1
+    assert replicated["template"].keys() == {"spec"}
     job = job_of(jobset)
     for document in (claim, job):
         kubernetes_validate.validate(document, "1.31", strict=True)
@@ -74,19 +81,20 @@ def test_jobset():
     (rule,) = job["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"] == {"containerName": "jaxseg", "operator": "In", "values": [2]}
-    (answer,) = jobset["spec"]["failurePolicy"]["rules"]
+    (answer,) = policy["rules"]
+    assert answer.keys() == {"name", "action", "onJobFailureReasons"}
+    assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", answer["name"])
     assert (answer["action"], answer["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0 == job["spec"]["backoffLimit"]
+    assert policy["maxRestarts"] > 0 == job["spec"]["backoffLimit"]
 
     # All pods, and no others, meet at the first.
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {variable["name"] for variable in container["env"]}
-    (name,) = (replicated["name"] for replicated in jobset["spec"]["replicatedJobs"])
     flags = dict(flag.split("=", 1) for flag in container["args"])
     assert set(re.findall(r"\$\((\w+)\)", " ".join(container["args"]))) <= environment
     port = container["ports"][0]["containerPort"]
-    assert flags["--coordinator"] == f"$(JOBSET_NAME)-{name}-0-0.$(JOBSET_NAME):{port}"
+    assert flags["--coordinator"] == f"$(JOBSET_NAME)-{replicated['name']}-0-0.$(JOBSET_NAME):{port}"
     assert int(flags["--processes"]) == job["spec"]["parallelism"] == job["spec"]["completions"]
     claimed = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"][:1]]
     assert claimed == [claim["metadata"]["name"]]
@@ -162,14 +170,19 @@ def test_wrong_usage_shows_how(arguments):
     assert "launch/local_multiprocess.sh N --config=" in done.stderr
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 75])
-def test_slurm_queues_again_what_was_told_to_stop(tmp_path, status):
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [(0, 0, False), (1, 0, True), (137, 2, True), (1, 3, False), (2, 0, False), (75, 0, True), (75, 9, True)],
+)
+def test_slurm_queues_again_what_was_told_to_stop_or_died(tmp_path, status, restarts, again):
     program(tmp_path / "bin" / "srun", f'echo "$*"; exit {status}')
     program(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
-    done = launched(SLURM, "--a=b c", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", SLURM_JOB_ID=12)
+    count = {"SLURM_RESTART_COUNT": restarts} if restarts else {}  # Slurm sets it from the first on
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = launched(SLURM, "--a=b c", PATH=path, SLURM_JOB_ID=12, **count)
     assert done.returncode == status
     assert "python -m jaxseg.main --a=b c --distributed" in done.stdout
-    assert ("scontrol requeue 12" in done.stdout) == (status == 75)
+    assert ("scontrol requeue 12" in done.stdout) == again
 
 
 @pytest.fixture(scope="module")

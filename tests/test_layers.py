@@ -37,6 +37,7 @@ LAYERS = {
     "parallel": 3,
     "checkpoints": 3,
     "inference": 3,
+    "transfer": 4,
     "evaluate": 4,
     "figures": 4,
     "trackers": 3,

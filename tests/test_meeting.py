@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, parallel, supervise
 from jaxseg.errors import UsageError, UserError
-from jaxseg.experiment import check_started_alike
+from jaxseg.experiment.together import check_same_start, check_started_alike
+from jaxseg.types import TrainState
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,65 @@ def test_a_meeting_that_fails_says_what_to_look_at(status, says):
     assert says in line and "jax" in line and "\n" not in line
 
 
+FATAL = "F1126 10:00:00.000001    7 cuda_dnn.cc:123] Check failed: CUDNN_STATUS_INTERNAL_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (f"{FATAL}\n    @ 0x7f ncclGroupEnd\n", f"jaxlib has ended it ({' '.join(FATAL.split())})"),
+        (
+            "F1126 10:00:00.000001    7 client.h:80] Terminating process because the JAX distributed service "
+            "detected fatal errors.\n",
+            "another process of the run has ended",
+        ),
+        ("E1126 10:00:00.000001    7 coordination_service_agent.cc:9] Polled\n", "another process of the"),
+    ],
+)
+def test_another_process_is_blamed_only_for_what_is_its(said, says):
+    line = supervise._cause(said, signal.SIGABRT, "")
+    assert line.startswith(says) and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("INTERNAL: CUDNN_STATUS_INTERNAL_ERROR\nin x", r"^a computation failed \(INTERNAL: CUDNN_"),
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", "the exchange with another process"),
+        ("INTERNAL: NCCL operation ncclAllReduce() failed", "the exchange with another process"),
+    ],
+)
+def test_an_exchange_is_told_from_what_fails_by_itself(error, says):
+    with pytest.raises(UserError, match=says), distributed.exchange_errors():
+        raise jax.errors.JaxRuntimeError(error)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_traceback_after_a_line_of_jaxlib_is_not_lost(capfdbinary, ours):
+    ends = "exit(print('jaxseg: that was it', file=sys.stderr) or 1)" if ours else "raise ValueError('lost')"
+    command = [sys.executable, "-c", f"import sys; print({FATAL!r}, file=sys.stderr); {ends}"]
+    assert supervise.run_supervised(command, pass_on={}, show_all=False, meeting="") == 1
+    said = capfdbinary.readouterr().err
+    assert [b"ValueError: lost" in said, b"CUDNN" in said] == [not ours] * 2
+
+
+WAITS = """
+import contextlib, io, os, signal, time
+from jaxseg import stop
+stop.GRACE_S = 0.1
+with stop.StopSignal() as told, contextlib.redirect_stderr(io.StringIO()), told.deferred(lambda: True):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(9)
+"""
+
+
+def test_a_process_that_prints_nothing_says_what_it_is_ended_for():
+    """As those beside the first, while they wait for it."""
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert done.stderr.startswith("jaxseg: ended in the middle of a computation; what was saved is kept")
+
+
 STOPS = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
 
 
@@ -145,6 +206,7 @@ def test_a_wait_that_can_not_be_is_wrong_usage(seconds):
         ({"a": 1}, "b is None there and 2 in process 0;"),
         ({"a": 1, "b": 2, "c": "x"}, "c is 'x' there and None in process 0;"),
         ({"b": 2, "a": 1}, None),
+        ({"a": 1, "b": 2, "c": float("nan")}, "c is nan there and None in process 0;"),
     ],
 )
 def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
@@ -159,6 +221,8 @@ def test_what_only_one_process_has_is_a_difference(monkeypatch, theirs, says):
         ("train.seed", 7),
         ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
         ("jax_enable_x64", True),
+        ("jax_threefry_partitionable", False),
+        ("jax_numpy_dtype_promotion", "strict"),
         ("flax", "0.1"),
         ("code of jaxseg", "other"),
     ],
@@ -169,7 +233,26 @@ def test_what_makes_another_program_is_a_difference(monkeypatch, key, theirs):
         distributed, "gathered", lambda mine: [mine, {k: theirs if k == key else v for k, v in mine.items()}]
     )
     with pytest.raises(UserError, match=f"process 1 was started as another run: {key} is {theirs!r} there"):
-        check_started_alike(ConfigDict({"train": {"seed": 0}}), {})
+        check_started_alike(ConfigDict({"train": {"seed": 0}}))
+
+
+@pytest.mark.parametrize("key", ["jax_compilation_cache_dir", "jax_cuda_visible_devices", "jax_log_compiles"])
+def test_what_is_a_machines_own_is_none(monkeypatch, key):
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(
+        distributed, "gathered", lambda mine: [mine, {k: "x" if k == key else v for k, v in mine.items()}]
+    )
+    check_started_alike(ConfigDict({"train": {"seed": 0}}))
+
+
+def test_a_state_that_is_another_one_at_the_start_is_refused(monkeypatch):
+    """Else each process would train its own, and the checksums fit the checkpoint of none."""
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "gathered", lambda mine: [mine, dict.fromkeys(mine, "x")])
+    zero = jax.numpy.int32(0)
+    state = TrainState(step=zero, params={}, batch_stats={}, opt_state=(), rng=jax.random.key(0))
+    with pytest.raises(UserError, match="process 1 begins with another state: sha256 is 'x' there"):
+        check_same_start(state)
 
 
 @pytest.mark.parametrize(

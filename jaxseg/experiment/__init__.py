@@ -19,8 +19,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxseg import augment, checkpoints, distributed, evaluate, losses, models, optim, parallel, step
-from jaxseg.checkpoints import stored_steps
+from jaxseg import augment, distributed, evaluate, losses, models, optim, parallel, step
+from jaxseg.checkpoints import Pretrained
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class, without_void
 from jaxseg.data.leaks import describe_leaks
@@ -29,10 +29,9 @@ from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
 from jaxseg.experiment import sections
-from jaxseg.experiment.recipes import load_recipe
+from jaxseg.experiment.recipes import load_recipe, parent_config
 from jaxseg.experiment.sections import section, splat
 from jaxseg.experiment.stored import (
-    CONFIG_FILE,
     check_config,
     check_same_run,
     plain,
@@ -41,10 +40,10 @@ from jaxseg.experiment.stored import (
     with_tuples,
     write_config,
 )
-from jaxseg.experiment.together import check_started_alike
 from jaxseg.files import cache_root
 from jaxseg.meta import Meta
 from jaxseg.preflight import StepCost, check_state, device_room, step_cost
+from jaxseg.transfer import TransferReport, transfer
 from jaxseg.types import Batch, ClassTable, HostBatch, PyTree, TrainState
 
 __all__ = [
@@ -54,7 +53,6 @@ __all__ = [
     "check_classes",
     "check_config",
     "check_same_run",
-    "check_started_alike",
     "default_workdir",
     "init_from_parent",
     "load_recipe",
@@ -384,9 +382,14 @@ class Run:
         examples = [records[int(i)] for i in chosen]
         images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
         labels = without_void(labels, data.void_class)
-        place = self.experiment.parallel.place_images
-        predictions = self.predict_step(state, place(images.astype(np.float32) / np.float32(255)))
-        return list(images), list(labels), list(np.asarray(predictions))
+        place = self.experiment.parallel
+        # They are cut along their rows only: a device has no more of them than of an evaluation's batch.
+        at_once = max(1, self.experiment.evaluate.batch_size // place.parts)
+        predictions: list[np.ndarray] = []
+        for part in np.array_split(images, math.ceil(len(images) / at_once)):
+            photos = place.place_images(part.astype(np.float32) / np.float32(255))
+            predictions += list(np.asarray(self.predict_step(state, photos)))
+        return list(images), list(labels), predictions
 
     def step_cost(self, state: PyTree, batch_size: int = 0) -> StepCost:
         """FLOPs and memory of the train step from the shapes of arrays; compiles it, as its first call would.
@@ -440,36 +443,6 @@ class Run:
         return self.experiment.parallel.compile_predict_step(step.make_predict_step(self.model))
 
 
-_FROM_CHILD = ("dataset", "model", "parallel", "log")
-
-
-def parent_config(config: ConfigDict, recipes: Path, workdir: Path) -> ConfigDict:
-    """The config of a fine-tune's parent recipe, with the fine-tune's data, model, place and seed.
-
-    A parent that stands in `workdir` already goes on with the config that it was started with. Raises
-    UserError where that one is of other data, another model or another seed.
-    """
-    parent = load_recipe(recipes / f"{config.init.recipe}.py", config.dataset.name)
-    with parent.unlocked():
-        for section in _FROM_CHILD:
-            parent[section] = config[section].copy_and_resolve_references()
-        parent.train.seed = config.train.seed
-    if not stored_steps(workdir) or not (workdir / CONFIG_FILE).is_file():
-        return parent
-    stored = read_config(workdir)
-    wanted = stored.copy_and_resolve_references().unlock()
-    for section in _FROM_CHILD:
-        wanted[section] = parent[section]
-    wanted.train.seed = parent.train.seed
-    try:
-        check_same_run(plain(stored), wanted, workdir)
-    except UserError as e:
-        raise UserError(
-            f"{e}; or take it as the parent nevertheless, with --config.init.workdir={workdir}"
-        ) from None
-    return wanted.lock()
-
-
 def default_workdir(config: ConfigDict) -> Path:
     """runs/DATASET/RECIPE."""
     return Path("runs") / config.dataset.name / config.recipe
@@ -487,14 +460,14 @@ def check_classes(meta: Meta, classes: ClassTable, where: Path) -> None:
 
 def init_from_parent(
     variables: Mapping[str, PyTree],
-    parent: checkpoints.Pretrained,
+    parent: Pretrained,
     exclude: Sequence[str],
     where: Path,
     classes: ClassTable,
-) -> tuple[dict[str, PyTree], checkpoints.TransferReport]:
+) -> tuple[dict[str, PyTree], TransferReport]:
     """The parent's arrays for a fine-tune; other classes need the head in `exclude`."""
     head = jax.tree_util.tree_leaves_with_path({"params": {"head": variables["params"]["head"]}})
     paths = [optim.parameter_path(path) for path, _ in head]
     if not all(any(optim.matches(p, path, key="init.exclude") for p in exclude) for path in paths):
         check_classes(parent.meta, classes, where)
-    return checkpoints.transfer(variables, parent, exclude)
+    return transfer(variables, parent, exclude)

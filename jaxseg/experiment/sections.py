@@ -126,10 +126,7 @@ class CheckpointSection:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelSection:
-    """`parallel`: devices and reading. What is computed stays the same up to rounding.
-
-    But for dropout, whose masks pmap draws a device at a time and the other modes for the whole batch.
-    """
+    """`parallel`: devices and reading. What is computed stays the same up to rounding."""
 
     mode: str
     mesh: MeshSize

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,33 +16,49 @@ from ml_collections import ConfigDict
 
 import jaxseg
 from jaxseg import distributed
+from jaxseg.checksums import digest
 from jaxseg.experiment.stored import flat, plain
+from jaxseg.types import TrainState
 
 _OWN = ("dataset.data_dir", "dataset.prepared_dir", "parallel.workers", "parallel.threads", "log.every")
 """Keys in which they may differ: where data lies, how it is read, and how often a line is printed."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-_JAX_CONFIG = ("jax_enable_x64", "jax_default_matmul_precision")
-"""What jax reads from the environment and makes another program of; so does XLA, from XLA_FLAGS."""
+_OF_A_MACHINE = re.compile("cache|dump|debug|_log_|logging|traceback|timeout|address|visible_devices")
+"""In names of what jax reads from the environment that makes no other program."""
 
 
-def check_started_alike(config: ConfigDict, contents: Mapping[str, str], **more: Any) -> None:
-    """Raises UserError, in all processes, where one has another config, data, code or `more` (JSON).
+def check_started_alike(config: ConfigDict, **more: Any) -> None:
+    """Raises UserError, in all processes, where one has another config, code or `more` (JSON).
 
-    Two that compile different programs would wait for each other for ever.
-
-    contents: a hash of the data of each split. All processes have to call it.
+    Two that compile different programs would wait for each other for ever. To be called before the config is
+    built, of which one may be refused. All processes have to call it.
     """
     if not distributed.several():
         return
     facts = {key: value for key, value in flat(plain(config)) if not key.startswith(_OWN)}
     facts["the number of processes"] = jax.process_count()
-    facts |= {f"data of {split}": content for split, content in contents.items()}
     facts |= {name: version(name) for name in _PACKAGES}
-    facts |= {name: getattr(jax.config, name) for name in _JAX_CONFIG}
+    facts |= {name: value for name, value in jax.config.values.items() if not _OF_A_MACHINE.search(name)}
     facts["XLA_FLAGS"] = os.environ.get("XLA_FLAGS")
-    distributed.check_same({**facts, **more, "code of jaxseg": _code()})
+    facts |= {**more, "code of jaxseg": _code()}
+    distributed.check_same(json.loads(json.dumps(facts, default=str)))
+
+
+def check_same_data(contents: Mapping[str, str]) -> None:
+    """The same for the data. contents: a hash of each split's."""
+    distributed.check_same({f"data of {split}": content for split, content in contents.items()})
+
+
+def check_same_start(state: TrainState) -> None:
+    """The same for the state that the run begins with: each process makes or reads its own."""
+    if distributed.several():
+        distributed.check_same(
+            {"sha256": digest(state)},
+            problem="begins with another state",
+            mend="all need the same kind of processors and devices, with the same drivers",
+        )
 
 
 def _code() -> str:

@@ -306,7 +306,9 @@ def test_one_that_dies_takes_the_others_down(place, tmp_path, victim):
 def test_another_config_is_refused_in_all(place, tmp_path):
     flags = meeting(2)
     commands = [argv(place, tmp_path / "run", *flags[0])]
-    commands.append(argv(place, tmp_path / "run", *flags[1], "--config.optim.learning_rate=0.06"))
+    # pmap by itself is refused where there are several processes.
+    more = ("--config.optim.learning_rate=0.06", "--config.parallel.mode=pmap")
+    commands.append(argv(place, tmp_path / "run", *flags[1], *more))
     with started(commands) as processes:
         results = ended(processes)
     for number, (status, said) in enumerate(results):
@@ -314,6 +316,7 @@ def test_another_config_is_refused_in_all(place, tmp_path):
         line = one_line(said)
         assert line.startswith(f"jaxseg: process {number} of 2: process 1 was started as another run: ")
         assert "optim.learning_rate is 0.06 there and 0.05 in process 0" in line
+        assert "parallel.mode is 'pmap' there and " in line
     assert not (tmp_path / "run").exists()
 
 
