@@ -508,7 +508,8 @@ def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path, monkeypatch):
     assert "scratch to child" not in drawn_of(old)
 
 
-def test_runs_of_other_sizes_and_coverings_stand_apart(place, tmp_path):
+def test_runs_of_other_sizes_and_coverings_stand_apart(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 7)
     big, small = (copied(place / "scratch", tmp_path / name) for name in ("big", "small"))
     shutil.rmtree(small / "checkpoints")  # no pictures: they take time
     changed(big, lambda row: row["figures"]["training size"].update(size=[32, 64]))

@@ -93,7 +93,7 @@ def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoil
             with jax.transfer_guard("disallow"):
                 return step(state, batch)
 
-        train_step.lower = step.lower
+        train_step.trace = step.trace
         built.append(train_step)
         return train_step
 
