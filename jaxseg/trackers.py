@@ -135,15 +135,18 @@ def _warn(name: str, what: str, error: Exception) -> None:
     print(f"Warning: log.trackers: {name} {what} ({said})", file=sys.stderr)
 
 
-class _Wandb:
-    def __init__(self, run: Any) -> None:
-        self._run = run
+class _Logging:
+    """A run of W&B's or trackio's, which log alike, and how it ends."""
+
+    def __init__(self, run: Any, finish: Callable[[], object]) -> None:
+        self._run, self._finish = run, finish
 
     def write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._finish()
 
 
 def _open_wandb(folder: Path, title: str, run: str | None, config: Mapping[str, Any]) -> tuple[Tracker, str]:
@@ -174,7 +177,7 @@ def _open_wandb(folder: Path, title: str, run: str | None, config: Mapping[str, 
         )
     else:
         print(f"Weights & Biases ({mode}): run {run} {opened.url or ''}")
-    return _Wandb(opened), run
+    return _Logging(opened, opened.finish), run
 
 
 class _MLflow:
@@ -237,20 +240,6 @@ def _open_mlflow(folder: Path, title: str, run: str | None, config: Mapping[str,
     return _MLflow(client, run), run
 
 
-class _Trackio:
-    def __init__(self, run: Any) -> None:
-        self._run = run
-
-    def write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        import trackio
-
-        with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # the run's own `finish` would be called, and print, once more at the exit
-
-
 def _open_trackio(
     folder: Path, title: str, run: str | None, config: Mapping[str, Any]
 ) -> tuple[Tracker, str]:
@@ -268,7 +257,8 @@ def _open_trackio(
             auto_log_cpu=False,
         )
     print(f"trackio: run {run}; `trackio show --project {_PROJECT}` shows it")
-    return _Trackio(opened), run
+    # The run's own `finish` would be called, and print, once more at the exit.
+    return _Logging(opened, trackio.finish), run
 
 
 _OPENERS: dict[str, Callable[[Path, str, str | None, Mapping[str, Any]], tuple[Tracker, str]]] = {
