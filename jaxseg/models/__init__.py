@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxseg.errors import UsageError
 from jaxseg.models.convolution import Conv3x3, matmul, matmul_by_blocks
+from jaxseg.models.normalization import BatchNorm
 
 NORMS = ("batch", "group", "none")
 DTYPES = ("float32", "bfloat16")
@@ -80,17 +81,18 @@ class DoubleConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for i in range(2):
-            x = Conv3x3(self.features, self.dtype, self.by_matmul, name=f"conv{i}")(x)
-            x = _norm(self, f"norm{i}", train)(x)
+            x, bias = Conv3x3(self.features, self.dtype, self.by_matmul, name=f"conv{i}")(x)
+            x = _norm(self, f"norm{i}", train)(x, bias)
             x = nn.relu(x)
         return x
 
 
-def _norm(block: DoubleConv, name: str, train: bool) -> Callable[[jax.Array], jax.Array]:
+def _norm(block: DoubleConv, name: str, train: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+
     dtype = jnp.dtype(block.dtype)
     match block.norm:
         case "batch":
-            return nn.BatchNorm(
+            return BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,  # share of the old average that is kept: PyTorch's 0.1
                 epsilon=1e-5,
@@ -99,10 +101,15 @@ def _norm(block: DoubleConv, name: str, train: bool) -> Callable[[jax.Array], ja
                 name=name,
             )
         case "group":
-            return nn.GroupNorm(num_groups=min(32, block.features), dtype=dtype, name=name)
+            group_norm = nn.GroupNorm(num_groups=min(32, block.features), dtype=dtype, name=name)
+            return lambda x, bias: group_norm(_plus(x, bias))
         case "none":
-            return lambda x: x
+            return _plus
     raise UsageError(f"model.norm={block.norm!r} is not known; choose one of {', '.join(NORMS)}")
+
+
+def _plus(x_bhwc: jax.Array, bias: jax.Array) -> jax.Array:
+    return x_bhwc + bias[None, None, None, :]
 
 
 class Conv1x1(nn.Module):

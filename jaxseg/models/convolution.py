@@ -9,13 +9,13 @@ tests hold the fast ones to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.winograd import conv_3x3_by_tiles
+from jaxseg.models.blocks import rows_of, rows_with_neighbours, sum_of_products
+from jaxseg.models.winograd import conv_3x3_by_tiles, kernel_gradient_by_tiles
 
 _PIXELS = 1024
 """Of a block: as many keep three columns and their products in a core's cache, at 32 to 512 channels."""
@@ -31,11 +31,11 @@ _WIDE = 128
 
 
 class Conv3x3(nn.Module):
-    """`nn.Conv(features, (3, 3), padding="SAME")`, with its parameters.
+    """`nn.Conv(features, (3, 3), padding="SAME")`, with its parameters, but for its bias, which comes apart.
 
-    by_matmul: on CPUs, take the kernel's gradient by `kernel_gradient_by_matmul`, and wide convolutions that
-        are not differentiated by `conv_3x3_by_tiles`. Not for arrays that jit cuts over several devices:
-        their loops over images would bring all of them to each device.
+    by_matmul: on CPUs, take the kernel's gradient by `kernel_gradient_by_matmul`, and wide convolutions with
+        both gradients by Winograd's tiles. Not for arrays that jit cuts over several devices: their loops
+        over images would bring all of them to each device.
     """
 
     features: int
@@ -43,13 +43,14 @@ class Conv3x3(nn.Module):
     by_matmul: bool = False
 
     @nn.compact
-    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+    def __call__(self, x_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C] -> ([B, H, W, O], bias [O]); `BatchNorm` says why the bias is not added."""
         dtype = jnp.dtype(self.dtype)
         shape = (3, 3, x_bhwc.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         convolve = _conv_3x3_by_matmul if self.by_matmul else conv_3x3
-        return convolve(x_bhwc.astype(dtype), kernel.astype(dtype)) + bias.astype(dtype)[None, None, None, :]
+        return convolve(x_bhwc.astype(dtype), kernel.astype(dtype)), bias.astype(dtype)
 
 
 def conv_3x3(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
@@ -58,30 +59,48 @@ def conv_3x3(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x_bhwc, kernel_hwio, (1, 1), "SAME", dimension_numbers=dimensions)
 
 
+def _takes_tiles(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> bool:
+    even = x_bhwc.shape[1] % 2 == x_bhwc.shape[2] % 2 == 0
+    return even and min(kernel_hwio.shape[2:]) >= _WIDE and x_bhwc.dtype == jnp.float32
+
+
 @jax.custom_vjp
 def _conv_3x3_by_matmul(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
-    even = x_bhwc.shape[1] % 2 == x_bhwc.shape[2] % 2 == 0
-    if even and min(kernel_hwio.shape[2:]) >= _WIDE and x_bhwc.dtype == jnp.float32:
+    if _takes_tiles(x_bhwc, kernel_hwio):
         return jax.lax.platform_dependent(x_bhwc, kernel_hwio, cpu=conv_3x3_by_tiles, default=conv_3x3)
     return conv_3x3(x_bhwc, kernel_hwio)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # Not by tiles: the gradients are by convolutions, and a step would compile longer and take more memory.
-    return conv_3x3(x, kernel), (x, kernel)
+    return _conv_3x3_by_matmul(x, kernel), (x, kernel)
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (dx,) = jax.linear_transpose(lambda x: conv_3x3(x, kernel), x)(dy)
-    if kernel.shape[-1] < _NARROW:
-        gradient = kernel_gradient(x, dy)
+    if _takes_tiles(x, kernel):
+        dx = jax.lax.platform_dependent(dy, kernel, cpu=input_gradient_by_tiles, default=input_gradient)
     else:
-        gradient = jax.lax.platform_dependent(x, dy, cpu=kernel_gradient_by_matmul, default=kernel_gradient)
+        dx = input_gradient(dy, kernel)
+    if kernel.shape[-1] < _NARROW:
+        return dx, kernel_gradient(x, dy).astype(kernel.dtype)
+    fast = kernel_gradient_by_tiles if _takes_tiles(x, kernel) else kernel_gradient_by_matmul
+    gradient = jax.lax.platform_dependent(x, dy, cpu=fast, default=kernel_gradient)
     return dx, gradient.astype(kernel.dtype)
 
 
 _conv_3x3_by_matmul.defvjp(_forward, _backward)
+
+
+def input_gradient(dy_bhwo: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
+    """[B, H, W, C]: the library's gradient of sum(dy * conv_3x3(x, kernel)) in x."""
+    x = jax.ShapeDtypeStruct((*dy_bhwo.shape[:3], kernel_hwio.shape[2]), dy_bhwo.dtype)
+    (gradient,) = jax.linear_transpose(lambda x: conv_3x3(x, kernel_hwio), x)(dy_bhwo)
+    return gradient
+
+
+def input_gradient_by_tiles(dy_bhwo: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
+    """`input_gradient`: the convolution with the kernel turned by 180 degrees, its channels swapped."""
+    return conv_3x3_by_tiles(dy_bhwo, kernel_hwio[::-1, ::-1].swapaxes(2, 3))
 
 
 def kernel_gradient(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
@@ -102,18 +121,16 @@ def kernel_gradient_by_matmul(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Arra
     b, height, width, c = x_bhwc.shape
     o = dy_bhwo.shape[-1]
     rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= _PIXELS))
-    x = jnp.pad(x_bhwc, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    dy = jnp.pad(dy_bhwo, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
     def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         image, top = number // (height // rows), number % (height // rows) * rows
-        x_rows = jax.lax.dynamic_slice(x, (image, top, 0, 0), (1, rows, width + 2, c))[0]
-        dy_rows = jax.lax.dynamic_slice(dy, (image, top, 0, 0), (1, rows + 2, width, o))[0]
-        columns = jnp.concatenate([x_rows[:, j : j + width] for j in range(3)], axis=-1)
-        shifted = jnp.concatenate([dy_rows[2 - i : 2 - i + rows] for i in range(3)], axis=-1)
+        x = jnp.pad(rows_of(x_bhwc, image, top, rows), ((0, 0), (1, 1), (0, 0)))
+        dy = rows_with_neighbours(dy_bhwo, image, top, rows)
+        columns = jnp.concatenate([x[:, j : j + width] for j in range(3)], axis=-1)
+        shifted = jnp.concatenate([dy[2 - i : 2 - i + rows] for i in range(3)], axis=-1)
         return columns.reshape(-1, 3 * c), shifted.reshape(-1, 3 * o)
 
-    total = _sum_of_products(block, b * (height // rows), x, dy)
+    total = sum_of_products(block, b * (height // rows), x_bhwc, dy_bhwo)
     return total.reshape(3, c, 3, o).transpose(2, 0, 1, 3)
 
 
@@ -155,24 +172,10 @@ def matmul_gradient_by_blocks(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Arra
         return matmul_gradient(x_bhwc, dy_bhwo)
 
     def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = number * pixels
         return (
-            jax.lax.dynamic_slice_in_dim(x, number * pixels, pixels),
-            jax.lax.dynamic_slice_in_dim(dy, number * pixels, pixels),
+            jax.lax.dynamic_slice_in_dim(x, start, pixels),
+            jax.lax.dynamic_slice_in_dim(dy, start, pixels),
         )
 
-    return _sum_of_products(block, len(x) // pixels, x, dy)
-
-
-def _sum_of_products(
-    block: Callable[[jax.Array], tuple[jax.Array, jax.Array]], count: int, *sources: jax.Array
-) -> jax.Array:
-    """The sum of a^T b over `count` blocks (a, b), in float32."""
-    a, b = jax.eval_shape(block, jnp.int32(0))
-    # From the sources, so that it varies over the devices that they vary over.
-    zero = jnp.zeros((a.shape[1], b.shape[1]), jnp.float32) + 0 * sum(source.ravel()[0] for source in sources)
-
-    def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        a, b = block(number)
-        return total + jnp.matmul(a.T, b, preferred_element_type=jnp.float32), None
-
-    return jax.lax.scan(add, zero, jnp.arange(count))[0]
+    return sum_of_products(block, len(x) // pixels, x, dy)
