@@ -25,7 +25,8 @@ from jaxseg.step import make_probability_step
 _PHOTO = 1024, 2048
 """Height and width of Cityscapes' photos."""
 
-_BATCHES = 2
+_BATCHES = 6
+"""The first one is read, and the last one written, while no forward pass runs."""
 
 
 def measure_predict(run: Run, options: Options) -> Result:
