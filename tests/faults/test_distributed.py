@@ -152,10 +152,44 @@ def one_line(said: str) -> str:
     return lines[0]
 
 
+TELLS_WHAT_IT_READS = """
+import json, runpy
+import jax
+from jaxseg import score
+from jaxseg.data.records import Records
+
+get, source_label, measure = Records.__getitem__, Records.source_label, score.measure
+def measure_and_tell(*args, **more):
+    read, labels = [], []
+    Records.__getitem__ = lambda self, i: read.append(int(i)) or get(self, i)
+    Records.source_label = lambda self, i: labels.append(int(i)) or source_label(self, i)
+    measured = measure(*args, **more)
+    Records.__getitem__, Records.source_label = get, source_label
+    with open(f"{folder}/read.{{jax.process_index()}}", "w") as file:
+        json.dump([sorted(read), sorted(labels), measured.example_ids.tolist()], file)
+    return measured
+score.measure = measure_and_tell
+get_config = runpy.run_path("{root}/configs/scratch.py")["get_config"]
+"""
+"""A recipe; what each process reads and measures when the run is scored at its end."""
+
+
+def tells_what_it_reads(folder):
+    folder.mkdir()
+    recipe = folder / "recipe.py"
+    recipe.write_text(TELLS_WHAT_IT_READS.format(folder=folder, root=ROOT))
+    return recipe
+
+
+def read_and_measured(folder):
+    """([records], [labels at source size], [measured]) of each process."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("read.*"))]
+
+
 @pytest.fixture(scope="module")
 def pair(place):
     """A run that two processes have taken to its end."""
-    results = together(place, place / "pair")
+    results = together(place, place / "pair", recipe=tells_what_it_reads(place / "recipe"))
     assert [status for status, _ in results] == [0, 0], results
     assert "scratch 8/8" in results[0][1]
     assert "scratch" not in results[1][1], "only the first prints"
@@ -190,6 +224,21 @@ def test_two_processes_are_one(place, pair):
     assert moved.sum() <= 2 and ours["images"] == 5
 
 
+def test_each_process_reads_and_measures_its_share(place, pair):
+    assert read_and_measured(place / "recipe") == [[[0, 1, 4]] * 3, [[2, 3]] * 3]
+
+
+def test_what_two_processes_measure_is_what_one_does(place, pair, tmp_path):
+    """To the bit, boundaries and calibration too: what is sent of an image are its sums."""
+    shutil.copytree(pair, tmp_path / "run")
+    evaluate = [sys.executable, "-m", "jaxseg.main", "evaluate", f"--workdir={tmp_path / 'run'}"]
+    with started([evaluate], devices=4) as processes:
+        ((status, said),) = ended(processes)
+    assert status == 0, said
+    for name in ("val.json", "val_images.npz"):
+        assert (tmp_path / "run" / "eval" / name).read_bytes() == (pair / "eval" / name).read_bytes()
+
+
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here")
 def test_open_mpi_starts_the_same_run(place, pair, tmp_path):
     root = ("--allow-run-as-root",) if os.geteuid() == 0 else ()
@@ -200,11 +249,27 @@ def test_open_mpi_starts_the_same_run(place, pair, tmp_path):
     assert furthest(pair, tmp_path / "run") < 1e-5
 
 
-def test_rows_of_an_image_in_two_processes(place, pair):
+def figures_differ(ours, theirs):
+    """The largest difference of two figures of all images."""
+    sizes = ("training size", "source size")
+    found = [
+        [run["figures"][size]["whole"][k]["value"] for run in (ours, theirs)]
+        for size in sizes
+        for k in ours["figures"][size]["whole"]
+    ]
+    return max(abs(a - b) for a, b in found)
+
+
+def test_rows_of_an_image_in_two_processes(place, pair, tmp_path):
     more = ("--config.parallel.mesh.data=1", "--config.parallel.mesh.rows=4")
-    results = together(place, place / "rows", *more)
+    results = together(place, place / "rows", *more, recipe=tells_what_it_reads(tmp_path / "recipe"))
     assert [status for status, _ in results] == [0, 0], results
     assert furthest(pair, place / "rows") < 1e-5
+    # Both have rows of all images, of which they measure every other one of a batch of 4.
+    everything = [0, 1, 2, 3, 4]
+    found = read_and_measured(tmp_path / "recipe")
+    assert found == [[everything, [0, 2, 4], [0, 2, 4]], [everything, [1, 3], [1, 3]]]
+    assert figures_differ(scored(pair), scored(place / "rows")) < 1e-4
 
 
 def test_a_process_that_reads_the_wrong_share_is_seen(place, pair, tmp_path):
