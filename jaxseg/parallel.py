@@ -308,6 +308,33 @@ class Parallel:
             own[(slice(start - share * count, stop - share * count), *shard.index[1:])] = shard.data
         return own
 
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the devices of a process are the same cores, as those of a CPU are."""
+        return self.devices[0].platform == "cpu"
+
+    def own_names(self) -> list[str]:
+        """For people: the devices of this process; where they are the same cores, that of these."""
+        if self.shares_cores:
+            return [self.devices[0].device_kind]
+        return [f"{device} ({device.device_kind})" for device in self.own_devices]
+
+    def compile_probe(self) -> Callable[[int], jax.Array]:
+        """probe(turns) -> an array with a part on each device of this process, asynchronous.
+
+        Each computes by itself, `turns` times the same, and asks no other.
+        """
+        side = 256 if self.shares_cores else 2048
+        mesh = Mesh(np.array(self.own_devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+        def body(turns: jax.Array) -> jax.Array:
+            start = jnp.full((side, side), 0.5)
+            # The cosine keeps numbers from growing and from vanishing.
+            return jax.lax.fori_loop(0, turns, lambda _, a: jnp.cos(a @ a), start)[:1]
+
+        none, parts = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=none, out_specs=parts, check_vma=False))
+
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""
         mapped = jax.pmap(

@@ -1,6 +1,7 @@
 """One run in several processes, for real: on one machine, with a few virtual devices each."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -559,3 +561,58 @@ def test_a_straggler_is_named(place, tmp_path):
     results = together(place, tmp_path / "run", "--config.train.steps=12", recipe=recipe)
     assert [status for status, _ in results] == [0, 0], results
     assert f"Warning: process 1 on {socket.gethostname()} waits for data" in results[0][1]
+
+
+CAN_NAME = shutil.which("unshare") is not None and (
+    subprocess.run(["unshare", "-ru", "hostname", "x"], check=False, capture_output=True).returncode == 0
+)
+
+
+@contextlib.contextmanager
+def held_back(pids):
+    """Within, these processes have a quarter of the time."""
+    over = threading.Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            for number, seconds in ((signal.SIGSTOP, 0.03), (signal.SIGCONT, 0.008)):
+                for pid in pids:
+                    os.kill(pid, number)
+                time.sleep(seconds)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holding.join()
+
+
+@pytest.mark.skipif(not CAN_NAME, reason="no hosts' names of one's own here")
+def test_a_slow_machine_is_named(place, tmp_path):
+    """First both have what there is; nobody is named. Then the second one is stopped for most of the time."""
+    more = ("--config.train.steps=4000", "--config.evaluate.every_steps=10")
+    run = 'hostname "$0"; exec "$@"'  # gloo looks for the address of its host
+    commands = [
+        ["unshare", "-ru", "sh", "-c", run, f"127.0.0.{1 + i}", *argv(place, tmp_path / "run", *flags, *more)]
+        for i, flags in enumerate(meeting(2))
+    ]
+    with started(commands, devices=1) as processes:
+        even = said_until("val after step 30", processes[0])
+        with held_back(descendants(processes[1].pid)[-1:]):
+            uneven = said_until(" computes ", processes[0])
+        processes[0].send_signal(signal.SIGTERM)
+        assert [status for status, _ in ended(processes)] == [75, 75]
+    assert " computes " not in even
+    assert "Warning: process 1 on 127.0.0.2: cpu computes " in uneven
+
+
+def said_until(what, process, most=250):
+    """What a process says until it says that, or so many lines."""
+    said = ""
+    for line in itertools.islice(process.stderr, most):
+        said += line
+        if what in line:
+            break
+    return said
