@@ -63,6 +63,7 @@ FLAGS = (
     "--config.evaluate.every_steps=4",
     "--config.evaluate.batch_size=4",
     "--config.log.every=1",
+    "--config.log.tensorboard=False",  # it imports PyTorch where that is installed
     "--config.augment.flip=0.5",
     "--config.augment.occlusion.regions.probability=0.6",
     # Adam makes much of rounding, and sums over devices are added in another order.
@@ -100,10 +101,14 @@ def meeting(count):
     return [(*where, f"--process={i}") for i in range(count)]
 
 
+def xla_flags(devices):
+    """For runs too short for optimised code to pay: of several processes jax keeps only the first's."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+
+
 @contextlib.contextmanager
 def started(commands, devices=2):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
@@ -191,7 +196,8 @@ def read_and_measured(folder):
 @pytest.fixture(scope="module")
 def pair(place):
     """A run that two processes have taken to its end."""
-    results = together(place, place / "pair", recipe=tells_what_it_reads(place / "recipe"))
+    more = ("--config.log.tensorboard=True",)
+    results = together(place, place / "pair", *more, recipe=tells_what_it_reads(place / "recipe"))
     assert [status for status, _ in results] == [0, 0], results
     assert "scratch 8/8" in results[0][1]
     assert "scratch" not in results[1][1], "only the first prints"
@@ -468,7 +474,7 @@ def test_a_run_goes_on_with_any_number_of_processes(place, pair, tmp_path):
 def machines(place, workdir, *more, cut="", out):
     """The status of each process of a run on two machines."""
     where = ("--coordinator=10.7.0.1:9876", "--processes=2", "--wait=60")
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = xla_flags(2)
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
