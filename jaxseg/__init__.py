@@ -16,6 +16,7 @@ holds it, and this list, to that:
     4   evaluate, figures, logs, summary      what people look at
     4   transfer                              what a fine-tune takes from its parent
     4   preflight                             what a run takes against what there is
+    4   stragglers                            what all others wait for
     5   experiment, incidents                 the only reader of a config; steps that were not finite
     5   predict                               label maps and overlays of anybody's photos
     6   score                                 a stored run on a split

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from jaxseg.meta import Meta
 from jaxseg.metrics import format_table
 from jaxseg.step import StepOutput
 from jaxseg.stop import StopSignal
+from jaxseg.stragglers import Stragglers
 from jaxseg.trace import Trace
 from jaxseg.types import Batch, TrainState
 
@@ -32,9 +32,6 @@ MAX_SKIPPED = 10
 """Steps in a row whose gradient may be left out before the run ends after all."""
 
 _RECENT = 10
-
-_SLOW = 0.2
-"""Share of its time that a process has to wait for data before it is named as the one that holds up all."""
 
 _ELSEWHERE = "another process was told to stop"
 
@@ -102,10 +99,12 @@ class Loop:
     told: Agreement = field(default_factory=Agreement)
     """Whether this process or another was told to stop, as all know it."""
     unsaved: bool = False
+    stragglers: Stragglers = field(init=False)
     recent: deque[dict[str, Any]] = field(init=False)
     """Figures of the last steps, of the logged ones among those of an earlier start."""
 
     def __post_init__(self) -> None:
+        self.stragglers = Stragglers(self.run.experiment.parallel)
         self.recent = deque(self.log.earlier_steps, maxlen=_RECENT)
 
     def go_on(self) -> None:
@@ -273,7 +272,8 @@ class Loop:
     def _evaluate(self, bar: Progress) -> None:
         """Scores val, shows and logs it."""
         self.log.enter("evaluate", self.step)
-        self._warn_of_straggler(bar)
+        for line in self.stragglers.warnings(self.pace.wait_share):
+            bar.write(line)
         classes, step = self.run.classes.names, self.step
         result = self.run.evaluate(self.data, "val", self.state, watch=self._watched)
         scores = result.scores
@@ -304,18 +304,6 @@ class Loop:
                 what = self.stop.received or _ELSEWHERE
                 raise Preempted(f"{what}: all that was saved is kept; the same command goes on")
             yield batch
-
-    def _warn_of_straggler(self, bar: Progress) -> None:
-        """Names the process for whose data all others wait; all have to call it."""
-        shares, hosts = zip(*distributed.gathered([self.pace.wait_share, socket.gethostname()]), strict=True)
-        slowest = int(np.argmax(shares))
-        others = np.delete(shares, slowest)
-        if len(others) and shares[slowest] > max(_SLOW, 2 * float(np.median(others))):
-            host = hosts[slowest]
-            bar.write(
-                f"Warning: process {slowest} on {host} waits for data {shares[slowest]:.0%} of its time, the "
-                f"others {np.median(others):.0%}, and all wait for it: a slow disk, or other work there?"
-            )
 
     def _val_is_not_finite(self, bar: Progress, loss: float) -> None:
         """Before it is logged, so that the next start comes to the same end."""

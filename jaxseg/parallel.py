@@ -178,13 +178,21 @@ class Parallel:
 
         Processes that have rows of the same images read the same part.
         """
-        mine = [
-            place // self.rows
-            for place, device in enumerate(self.devices)
-            if device.process_index == jax.process_index()
+        return self._share_of(jax.process_index())
+
+    def _share_of(self, process: int) -> tuple[int, int]:
+        parts = [
+            place // self.rows for place, device in enumerate(self.devices) if device.process_index == process
         ]
-        images = max(mine) - min(mine) + 1
-        return min(mine) // images, self.parts // images
+        images = max(parts) - min(parts) + 1
+        return min(parts) // images, self.parts // images
+
+    @property
+    def sharers(self) -> tuple[int, int]:
+        """(i, n): this process is the i-th of the n that read the same `share`."""
+        mine = self.share
+        together = [process for process in range(jax.process_count()) if self._share_of(process) == mine]
+        return together.index(jax.process_index()), len(together)
 
     @property
     def own_devices(self) -> tuple[Any, ...]:
@@ -272,18 +280,60 @@ class Parallel:
     def compile_probability_step(self, body: ProbabilityStep) -> ProbabilityStep:
         """The same of whole batches, cut over the devices as in training.
 
-        Of several processes each gives it the whole batch, the same in all, and gets all probabilities.
+        Of several processes each gives it its `share` of a batch, and finds what it gets by `own_images`: its
+        images stay its own. Only where rows of an image lie in several processes are they sent to all of
+        those, so that one can look at the whole image.
         """
         pixels = self._sharded(DATA_AXIS, ROWS_AXIS)
-        step = jax.jit(body, out_shardings=self._sharded() if several() else pixels)
+        step = jax.jit(body, out_shardings=pixels if self.sharers[1] == 1 else self._sharded(DATA_AXIS))
 
         def place(image_bhwc: jax.Array | np.ndarray) -> jax.Array:
             if not several():
                 return jax.device_put(image_bhwc, pixels)
-            whole = np.asarray(image_bhwc)
-            return jax.make_array_from_callback(whole.shape, pixels, lambda index: whole[index])
+            own, (_, shares) = np.asarray(image_bhwc), self.share
+            shape = (len(own) * shares, *own.shape[1:])
+            return jax.make_array_from_process_local_data(pixels, own, shape)
 
         return lambda state, image_bhwc: step(state, place(image_bhwc))
+
+    def own_images(self, array: jax.Array) -> np.ndarray:
+        """What `array` [B, ...], cut as a batch is, holds of the images of `share`; asks no other process."""
+        if not several():
+            return np.asarray(array)
+        share, shares = self.share
+        count = len(array) // shares
+        own = np.empty((count, *array.shape[1:]), array.dtype)
+        for shard in array.addressable_shards:
+            start, stop, _ = shard.index[0].indices(len(array))
+            own[(slice(start - share * count, stop - share * count), *shard.index[1:])] = shard.data
+        return own
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the devices of a process are the same cores, as those of a CPU are."""
+        return self.devices[0].platform == "cpu"
+
+    def own_names(self) -> list[str]:
+        """For people: the devices of this process; where they are the same cores, that of these."""
+        if self.shares_cores:
+            return [self.devices[0].device_kind]
+        return [f"{device} ({device.device_kind})" for device in self.own_devices]
+
+    def compile_probe(self) -> Callable[[int], jax.Array]:
+        """probe(turns) -> an array with a part on each device of this process, asynchronous.
+
+        Each computes by itself, `turns` times the same, and asks no other.
+        """
+        side = 256 if self.shares_cores else 2048
+        mesh = Mesh(np.array(self.own_devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+        def body(turns: jax.Array) -> jax.Array:
+            start = jnp.full((side, side), 0.5)
+            # The cosine keeps numbers from growing and from vanishing.
+            return jax.lax.fori_loop(0, turns, lambda _, a: jnp.cos(a @ a), start)[:1]
+
+        none, parts = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=none, out_specs=parts, check_vma=False))
 
     def _pmap(self, body: Callable, *, out_axes: Any, donate_argnums: tuple[int, ...]) -> Callable:
         """`body(state, batch)` with the batch cut in two axes for the devices and results joined again."""

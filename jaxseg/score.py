@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ from jaxseg.evaluate.images import (
     write_images,
 )
 from jaxseg.evaluate.intervals import check_same_images, check_same_labels, compared, figures_json
-from jaxseg.evaluate.measuring import measure
+from jaxseg.evaluate.measuring import Measured, joined, measure
 from jaxseg.evaluate.tables import format_differences, format_figures, named_size
 from jaxseg.experiment import Data, Experiment, Run, check_classes, plain, told_as_stored
 from jaxseg.experiment.together import check_same_data, check_started_alike
@@ -156,31 +157,33 @@ def score(
 
 
 def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evaluation) -> dict[str, Images]:
-    """`Images` by size; nothing in a process that only runs the model. All have to call it."""
-    records, experiment = data.records[split], run.experiment
+    """`Images` by size, of all images, in each process, which measures its share. All have to call it."""
+    records, experiment, place = data.records[split], run.experiment, run.experiment.parallel
     labels = _labels(data, split)
     batches = eval_batches(
         records,
         batch_size=experiment.evaluate.batch_size,
         void_class=data.void_class,
         reading=experiment.reading,
+        share=place.share,
     )
-    step = experiment.parallel.compile_probability_step(make_probability_step(run.model))
-    sizes = measure(
+    step = place.compile_probability_step(make_probability_step(run.model))
+    mine = measure(
         partial(step, state),
         _together(batches),
         len(run.classes.names),
-        count=len(records),
+        count=math.ceil(len(records) / (place.share[1] * place.sharers[1])),
         source_label=labels[SOURCE] if SOURCE in labels else None,
-        only_runs=not distributed.is_main(),
+        fetch=place.own_images,
+        turn=place.sharers,
+        shows=distributed.is_main(),
     )
-    if not sizes:
-        return {}
+    parts = [Measured.of_arrays(arrays) for arrays in distributed.gathered_arrays(mine.arrays())]
+    measured = joined(parts, len(records))
     # What was counted on the devices is what today's and yesterday's files hold, to the pixel.
-    training = dataclasses.replace(sizes[TRAINING], confusion=result.confusion_ncc)
-    if SOURCE in sizes and sizes[SOURCE] is sizes[TRAINING]:
-        sizes[SOURCE] = training
-    return {**sizes, TRAINING: training}
+    training = dataclasses.replace(measured.sizes[TRAINING], confusion=result.confusion_ncc)
+    same = SOURCE in measured.sizes and measured.is_one
+    return {**measured.sizes, TRAINING: training, **({SOURCE: training} if same else {})}
 
 
 def _labels(data: Data, split: str) -> dict[str, SourceLabel]:
@@ -195,7 +198,7 @@ def _labels(data: Data, split: str) -> dict[str, SourceLabel]:
 
 
 def _together(batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
-    """The same; all processes meet before each one, since the first also measures and falls behind."""
+    """The same; all processes meet before each one, since one that measures more falls behind."""
     for batch in batches:
         distributed.meet()
         yield batch

@@ -2,6 +2,7 @@
 
     python -m tests.parallel_table           modes: speed, memory, distance from the run on one device
     python -m tests.parallel_table rows      memory of a step on a 1024x2048 photo, cut over devices
+    python -m tests.parallel_table messages  what devices send each other in a step, as XLA compiled it
 
 Devices are virtual ones that share the cores of this machine: what they cost shows here, not what they gain.
 """
@@ -48,6 +49,9 @@ RUNS = (
 )
 """(mode, devices in all, rows, processes)."""
 
+MESSAGES = ((1, 1, 1), (2, 1, 1), (8, 1, 1), (8, 1, 2), (4, 4, 1), (8, 2, 1), (8, 2, 2))
+"""(devices, rows, accumulate), in mode sharded."""
+
 
 def train(workdir: Path, mode: str, devices: int, rows: int, processes: int) -> str:
     """Trains, and returns what process 0 printed."""
@@ -82,7 +86,7 @@ def train(workdir: Path, mode: str, devices: int, rows: int, processes: int) -> 
 def print_rows() -> None:
     """Prints, as Markdown, XLA's figures for steps that are compiled and not run."""
     import tests.conftest  # noqa: F401  eight virtual devices
-    from tests.test_communication import compiled
+    from tests.messages import compiled
 
     print("| one 1024x2048 photo a batch | 1 device | 2 | 4 | 8 |")
     print("|---|---|---|---|---|")
@@ -91,6 +95,29 @@ def print_rows() -> None:
         programs = (compiled(rows, rows, **more) for rows in (1, 2, 4, 8))
         cells = [f"{program.memory_analysis().temp_size_in_bytes / 2**20:,.0f}" for program in programs]
         print(f"| width {width}, depth {depth}: MiB a device | {' | '.join(cells)} |", flush=True)
+
+
+def print_messages() -> None:
+    """Prints, as Markdown, what is sent in the full-size step, which is compiled and not run."""
+    import tests.conftest  # noqa: F401  eight virtual devices
+    from tests.messages import compiled, messages, reasons, sent_bytes
+
+    print(
+        "| devices | of them for rows | accumulate | all-reduce: gradient | normalisation | loss | MiB |",
+        end="",
+    )
+    print(" collective-permute | MiB | all-gather |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for devices, rows, accumulate in MESSAGES:
+        more = {"size": (256, 256), "images": 16, "unet": (7, 64, 4), "accumulate": accumulate}
+        program = compiled(devices, rows, **more)
+        counts, why = messages(program)[0], reasons(program)
+        kinds = {"all-reduce", "collective-permute", "all-gather"}
+        assert counts.keys() <= kinds, counts
+        reduced, moved = (sent_bytes(program, kind) / 2**20 for kind in ("all-reduce", "collective-permute"))
+        cells = [devices, rows, accumulate, why["gradient"], why["norm"], why["loss"], f"{reduced:.1f}"]
+        cells += [counts["collective-permute"], f"{moved:.1f}", counts["all-gather"]]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def print_modes() -> None:
@@ -117,4 +144,5 @@ def print_modes() -> None:
 
 
 if __name__ == "__main__":
-    print_rows() if sys.argv[1:] == ["rows"] else print_modes()
+    parts = {(): print_modes, ("rows",): print_rows, ("messages",): print_messages}
+    parts[tuple(sys.argv[1:])]()

@@ -1,63 +1,18 @@
 """What devices send each other in a step, as XLA compiled it: a test reads the program, no device waits."""
 
-import collections
-import re
+import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxseg import losses
 from jaxseg.models import UNet
-from jaxseg.parallel import Parallel
-from jaxseg.step import init_state, make_eval_step, make_predict_step, make_train_step
-from jaxseg.types import Batch
+from jaxseg.step import make_eval_step, make_predict_step
+from tests.messages import DEPTH, compiled, made, messages, reasons, sent_bytes
 
-DEPTH = 2
 NORMS = 2 * (2 * DEPTH + 1)
 """Two normalisations in each block of the encoder, the bottleneck and the decoder."""
-
-LOSS = losses.mixture({"cross_entropy": (0.3, losses.cross_entropy()), "dice": (0.7, losses.dice())})
-
-
-def compiled(
-    devices, rows, *, of=make_train_step, loss=LOSS, size=(64, 32), images=8, unet=(5, 8, DEPTH), **more
-):
-    place = Parallel("sharded", tuple(jax.devices()[:devices]), rows=rows)
-    model, tx = UNet(*unet), optax.adam(1e-3)
-    state = jax.eval_shape(lambda: init_state(model, tx, 0, image_size=size, ema=False))
-    shape = (images, *size)
-    if of is make_predict_step:
-        photos = place.place_images(np.zeros((*shape, 3), np.float32))
-        return place.compile_predict_step(of(model)).lower(state, photos).compile()
-    batch = Batch(
-        image=jax.ShapeDtypeStruct((*shape, 3), jnp.float32),
-        label=jax.ShapeDtypeStruct(shape, jnp.int32),
-        occlusion=jax.ShapeDtypeStruct(shape, jnp.bool_),
-        example_id=jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    )
-    if of is make_train_step:
-        step = place.compile_train_step(make_train_step(model, tx, loss, **more))
-    else:
-        step = place.compile_eval_step(make_eval_step(model, loss, num_classes=unet[0]))
-    return place.compiled(step, state, batch)
-
-
-def messages(program):
-    """How many of each kind, and the shapes that all-gathers make; in a loop, those of one turn."""
-    text = program.as_text()
-    kinds = "all-reduce|all-gather|collective-permute|reduce-scatter|all-to-all|collective-broadcast"
-    counts = collections.Counter(re.findall(rf"\b({kinds})(?:-start)?\(", text))
-    return counts, [f"{dtype}[{','.join(map(str, shape))}]" for dtype, shape in made(program, "all-gather")]
-
-
-def made(program, kind):
-    """(type, shape) of each array that the messages of a kind make."""
-    results = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program.as_text())
-    arrays = [array for result in results for array in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-    return [(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in arrays]
 
 
 class Program:
@@ -77,13 +32,26 @@ def test_what_is_gathered_in_bundles_is_seen():
     assert counts == {"all-gather": 2} and gathered == ["f32[8,5]", "f32[4,2]", "s32[]"]
     long = "  %f = (f32[2]{0}, /*index=1*/f32[3,4]{1,0}) all-reduce(%g, %h), to_apply=%add"
     assert made(Program(plain, long), "all-reduce") == [("f32", (2,)), ("f32", (3, 4))]
+    assert sent_bytes(Program(plain, tuples, long), "all-gather") == 4 * (8 * 5 + 4 * 2 + 1)
+
+
+def test_what_an_all_reduce_is_for_is_told():
+    kernel = '  %a = (f32[2]{0}, f32[3,3,1,2]{3,2,1,0}) all-reduce(%b, %c), metadata={op_name="x/norm0/y"}'
+    statistics = '  %d = (f32[2]{0}, f32[2]{0}) all-reduce(%e, %f), metadata={op_name="x/down0/norm1/y"}'
+    loss = '  %g = (f32[], f32[5]{0}) all-reduce-start(%h, %i), metadata={op_name="x/reduce_sum"}'
+    assert reasons(Program(kernel, statistics, loss, loss)) == {"gradient": 1, "norm": 1, "loss": 2}
 
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_the_gradient_is_summed_once_and_a_norm_twice(devices):
-    counts, _ = messages(compiled(devices, 1))
+    program = compiled(devices, 1)
     # A norm's statistics on the way there and their gradients on the way back; the loss's sums; the gradient.
-    assert counts == {"all-reduce": 2 * NORMS + 2}
+    assert messages(program)[0] == {"all-reduce": 2 * NORMS + 2} and reasons(program)["gradient"] <= 2
+    params = jax.eval_shape(
+        lambda: UNet(5, 8, DEPTH).init(jax.random.key(0), np.zeros((1, 64, 32, 3)), train=False)
+    )["params"]
+    kernels = sum(array.size for array in jax.tree.leaves(params) if array.ndim > 1)
+    assert sum(math.prod(shape) for _, shape in made(program, "all-reduce") if len(shape) > 1) == kernels
 
 
 def test_microbatches_sum_a_gradient_each():

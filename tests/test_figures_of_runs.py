@@ -15,7 +15,7 @@ from jaxseg.data.streets import write_cityscapes
 from jaxseg.errors import UserError
 from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, image_file, read_images, write_images
 from jaxseg.evaluate.intervals import check_same_images, compared, differences, figures_json
-from jaxseg.evaluate.measuring import measure
+from jaxseg.evaluate.measuring import Measured, joined, measure
 from jaxseg.evaluate.tables import format_differences, format_figures
 from jaxseg.main import main
 from jaxseg.metrics import confusion_matrix, scores
@@ -447,6 +447,19 @@ def test_void_alone_and_a_class_that_never_occurs_are_null():
     assert some["whole"]["miou"]["value"] == 1.0
 
 
+def test_what_processes_measured_is_each_image_once():
+    images = random_images(2, n=3)
+
+    def part(*ids):
+        return Measured(np.array(ids, np.int32), {TRAINING: images.taken(list(ids))} if ids else {}, False)
+
+    found = joined([part(0, 2), part(1), part()], 3).sizes[TRAINING]
+    assert all(np.array_equal(getattr(found, k), v, equal_nan=True) for k, v in vars(images).items())
+    for wrong in ([part(0, 1), part(1)], [part(0, 1, 2), part(1)], [part(0, 2)]):
+        with pytest.raises(RuntimeError, match="not each of 3 once"):
+            joined(wrong, 3)
+
+
 def test_images_of_several_sizes_are_measured_at_their_own():
     """A model that says the class of the left half and of the right one; labels of three sizes."""
     probabilities = np.zeros((4, 8, 2), np.float32)
@@ -464,7 +477,7 @@ def test_images_of_several_sizes_are_measured_at_their_own():
         2,
         count=3,
         source_label=lambda i: sources[i],
-    )
+    ).sizes
     assert found[TRAINING].one_size == (4, 8) and len(found[TRAINING].size) == 3
     assert found[SOURCE].size.tolist() == [[8, 16], [12, 8], [4, 8]] and found[SOURCE].one_size is None
     assert [np.trace(m) for m in found[SOURCE].confusion] == [128, 96, 32], "all pixels of all are right"

@@ -18,7 +18,7 @@ import yaml
 from jaxseg.checkpoints import stored_steps
 from tests.dataset_fakes import write_camvid
 from tests.faults.runs import ROOT
-from tests.faults.test_distributed import FLAGS, LONG, until_step
+from tests.faults.test_distributed import FLAGS, LONG, until_step, xla_flags
 
 LAUNCH = ROOT / "launch"
 LOCAL = LAUNCH / "local_multiprocess.sh"
@@ -203,7 +203,7 @@ def flags(tmp_path_factory):
 def running(*command, **environment):
     everything = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         **environment,
@@ -245,7 +245,7 @@ def test_processes_of_one_machine(flags, tmp_path):
     assert "another process was told to stop" in said or said.count("SIGTERM: saved step") == 2
     assert not jaxseg_processes(workdir)
     (stopped,) = stored_steps(tmp_path / "run")[-1:]
-    end = stopped + 200
+    end = stopped + 100
 
     with running(LOCAL, 2, *flags, workdir, f"--config.train.steps={end}") as script:
         until_step(tmp_path / "run", stopped + 25, [script])

@@ -44,6 +44,7 @@ LAYERS = {
     "logs": 4,
     "summary": 4,
     "preflight": 4,
+    "stragglers": 4,
     "incidents": 5,
     "experiment": 5,
     "predict": 5,

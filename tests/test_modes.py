@@ -191,6 +191,8 @@ def test_batch_norm_sees_a_microbatch_at_a_time():
     assert furthest(in_microbatches()[1], reference("mixture")[1]) > 2e-2
 
 
-@pytest.mark.parametrize(("mode", "devices", "rows"), [("pmap", 2, 1), ("sharded", 2, 1), ("sharded", 4, 2)])
+@pytest.mark.parametrize(
+    ("mode", "devices", "rows"), [("pmap", 2, 1), ("shard_map", 2, 1), ("sharded", 2, 1), ("sharded", 4, 2)]
+)
 def test_batch_norm_sees_the_same_microbatches_on_any_devices(mode, devices, rows):
     assert_same(trained(mode, devices, LOSSES["mixture"](), rows=rows, accumulate=4), in_microbatches())

@@ -88,13 +88,13 @@ def eval_batches(
     prepare = _EvalExample(void_class)
     dataset: Any = grain.MapDataset.source(records).map(prepare)
     dataset = dataset.batch(size, drop_remainder=False, batch_fn=_stack)[part::parts]
-    read = 0
+    read, shape = 0, None
     for batch in _read(dataset, dataclasses.replace(reading, workers=0)):
-        read += 1
+        read, shape = read + 1, batch.label.shape[1:]
         yield _padded(batch, size)
     if read < math.ceil(len(records) / batch_size):
         # The other parts of the last batch hold all that there is.
-        h, w = records[0]["label"].shape
+        h, w = shape or records[0]["label"].shape
         yield _filler(size, h, w)
 
 

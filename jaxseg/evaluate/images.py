@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Images:
             **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)}
         )
 
+    def taken(self, order: np.ndarray | Sequence[int]) -> Images:
+        """Those at the places in `order` [M]."""
+        return Images(**{name: value[order] for name, value in vars(self).items()})
+
     @property
     def labelled(self) -> np.ndarray:
         """[N, C] int64: labelled pixels of each class."""
@@ -98,13 +102,31 @@ def write_images(path: Path, scored: Scored) -> None:
         "mapping_hash": np.array(scored.mapping_hash),
         "example_ids": scored.example_ids.astype(np.int32),
         "example_names": np.array(scored.example_names),
+        **packed(scored.sizes),
     }
-    for size, images in scored.sizes.items():
-        prefix = size.split()[0]
-        arrays |= {f"{prefix}_{name}": value for name, value in vars(images).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         np.savez(file, **arrays)
+
+
+def packed(sizes: Mapping[str, Images]) -> dict[str, np.ndarray]:
+    """The arrays of all sizes, with names of their own."""
+    return {
+        f"{size.split()[0]}_{name}": value
+        for size, images in sizes.items()
+        for name, value in vars(images).items()
+    }
+
+
+def unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, Images]:
+    """What was `packed`; `arrays` may hold others too. Raises KeyError where one is missing."""
+    names = [field.name for field in dataclasses.fields(Images)]
+    prefixes = {size: size.split()[0] for size in (TRAINING, SOURCE)}
+    return {
+        size: Images(**{name: arrays[f"{prefix}_{name}"] for name in names})
+        for size, prefix in prefixes.items()
+        if f"{prefix}_confusion" in arrays
+    }
 
 
 def read_images(workdir: Path, split: str) -> Scored:
@@ -114,12 +136,6 @@ def read_images(workdir: Path, split: str) -> Scored:
     try:
         with storage_errors(path), np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        sizes = {}
-        for size in (TRAINING, SOURCE):
-            prefix = size.split()[0]
-            if f"{prefix}_confusion" in arrays:
-                names = [field.name for field in dataclasses.fields(Images)]
-                sizes[size] = Images(**{name: arrays[f"{prefix}_{name}"] for name in names})
         scored = Scored(
             split=str(arrays["split"]),
             step=int(arrays["step"]),
@@ -127,7 +143,7 @@ def read_images(workdir: Path, split: str) -> Scored:
             mapping_hash=str(arrays["mapping_hash"]),
             example_ids=arrays["example_ids"],
             example_names=tuple(arrays["example_names"].tolist()),
-            sizes=sizes,
+            sizes=unpacked(arrays),
         )
         _check(scored)
     except FileNotFoundError:

@@ -6,18 +6,38 @@ Runs when a run is scored at its end and by `evaluate`, not at every evaluation 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxseg.evaluate.images import SOURCE, TRAINING, Images, SourceLabel
+from jaxseg.evaluate.images import SOURCE, TRAINING, Images, SourceLabel, packed, unpacked
 from jaxseg.inference import Model, most_probable, resized
 from jaxseg.types import HostBatch
 
 _MOST_THREADS = 16
+
+
+class Measured(NamedTuple):
+    """What one process has measured: each image of a split, or its own of them."""
+
+    example_ids: np.ndarray
+    """[N] int32."""
+    sizes: dict[str, Images]
+    """TRAINING and, where there are labels of that size, SOURCE; none where N is 0."""
+    is_one: bool
+    """Whether the labels of both sizes are the same."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, to be sent."""
+        return {"ids": self.example_ids, "is_one": np.array(self.is_one), **packed(self.sizes)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Measured:
+        """What `arrays` was made of."""
+        return cls(arrays["ids"], unpacked(arrays), bool(arrays["is_one"]))
 
 
 def measure(
@@ -27,31 +47,39 @@ def measure(
     *,
     count: int,
     source_label: SourceLabel | None,
-    only_runs: bool = False,
-) -> dict[str, Images]:
-    """`Images` by size, TRAINING and, with `source_label`, SOURCE, of every image with an id of 0 or more.
+    fetch: Callable[[Any], np.ndarray] = np.asarray,
+    turn: tuple[int, int] = (0, 1),
+    shows: bool = True,
+) -> Measured:
+    """The `Images` of every image of the batches with an id of 0 or more; with `source_label`, at both sizes.
 
     At the source size probabilities are what `predict` makes of them: resized bilinearly, then compared.
-    count: images in all, for the progress bar. only_runs: gives the model its batches and measures nothing,
-    where several processes run it and another one measures.
+    count: images in all, for the progress bar, and whether this process `shows` it. fetch: the output for a
+    batch -> its [B, h, w, C] on the host. turn: (i, n), the i-th of n processes that have the same batches
+    measures the i-th of each n images.
     """
+    first, turns = turn
+    ids: list[int] = []
     parts: list[tuple[Images, Images | None]] = []
     pending: tuple[HostBatch, Any] | None = None
     # NumPy, SciPy and Pillow let go of the interpreter, and results come in order.
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    off = True if only_runs else None
+    off = None if shows else True
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(desc="measuring", total=count, unit=" images", disable=off, leave=False) as bar,
     ):
 
         def take(batch: HostBatch, output: Any) -> None:
-            probabilities_bhwc = np.asarray(output)
+            probabilities_bhwc = fetch(output)
+            mine = [i for i in range(first, len(batch.example_id), turns) if batch.example_id[i] >= 0]
             calls = [
-                pool.submit(_measured, probabilities_bhwc[i], batch.label[i], int(example_id), source_label)
-                for i, example_id in enumerate(batch.example_id)
-                if example_id >= 0 and not only_runs
+                pool.submit(
+                    _measured, probabilities_bhwc[i], batch.label[i], int(batch.example_id[i]), source_label
+                )
+                for i in mine
             ]
+            ids.extend(batch.example_id[mine])
             try:
                 for call in calls:
                     parts.append(call.result())
@@ -68,14 +96,31 @@ def measure(
             pending = (batch, output)
         if pending is not None:
             take(*pending)
-    if not parts:
-        return {}
-    training = Images.joined([part for part, _ in parts])
-    sources = [source for _, source in parts if source is not None]
-    if not sources:
-        return {TRAINING: training}
-    same = all(part is source for part, source in parts)
-    return {TRAINING: training, SOURCE: training if same else Images.joined(sources)}
+    sizes = {TRAINING: [part for part, _ in parts], SOURCE: [source for _, source in parts if source]}
+    return Measured(
+        np.array(ids, np.int32),
+        {size: Images.joined(images) for size, images in sizes.items() if images},
+        is_one=all(part is source for part, source in parts),
+    )
+
+
+def joined(parts: Sequence[Measured], count: int) -> Measured:
+    """What several processes have measured of a split, in the order of ids, as one would have measured it.
+
+    Raises RuntimeError where that is not each of the `count` images once.
+    """
+    measured = [part for part in parts if len(part.example_ids)]
+    ids = np.concatenate([part.example_ids for part in parts])
+    order = np.argsort(ids, kind="stable")
+    if not np.array_equal(ids[order], np.arange(count)):
+        raise RuntimeError(
+            f"{len(ids)} images were measured, not each of {count} once: {ids[order].tolist()}"
+        )
+    sizes = {
+        size: Images.joined([part.sizes[size] for part in measured]).taken(order)
+        for size in (measured[0].sizes if measured else ())
+    }
+    return Measured(ids[order], sizes, all(part.is_one for part in parts))
 
 
 def _measured(

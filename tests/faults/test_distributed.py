@@ -1,6 +1,7 @@
 """One run in several processes, for real: on one machine, with a few virtual devices each."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +63,7 @@ FLAGS = (
     "--config.evaluate.every_steps=4",
     "--config.evaluate.batch_size=4",
     "--config.log.every=1",
+    "--config.log.tensorboard=False",  # it imports PyTorch where that is installed
     "--config.augment.flip=0.5",
     "--config.augment.occlusion.regions.probability=0.6",
     # Adam makes much of rounding, and sums over devices are added in another order.
@@ -98,10 +101,14 @@ def meeting(count):
     return [(*where, f"--process={i}") for i in range(count)]
 
 
+def xla_flags(devices):
+    """For runs too short for optimised code to pay: of several processes jax keeps only the first's."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+
+
 @contextlib.contextmanager
 def started(commands, devices=2):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
@@ -152,10 +159,45 @@ def one_line(said: str) -> str:
     return lines[0]
 
 
+TELLS_WHAT_IT_READS = """
+import json, runpy
+import jax
+from jaxseg import score
+from jaxseg.data.records import Records
+
+get, source_label, measure = Records.__getitem__, Records.source_label, score.measure
+def measure_and_tell(*args, **more):
+    read, labels = [], []
+    Records.__getitem__ = lambda self, i: read.append(int(i)) or get(self, i)
+    Records.source_label = lambda self, i: labels.append(int(i)) or source_label(self, i)
+    measured = measure(*args, **more)
+    Records.__getitem__, Records.source_label = get, source_label
+    with open(f"{folder}/read.{{jax.process_index()}}", "w") as file:
+        json.dump([sorted(read), sorted(labels), measured.example_ids.tolist()], file)
+    return measured
+score.measure = measure_and_tell
+get_config = runpy.run_path("{root}/configs/scratch.py")["get_config"]
+"""
+"""A recipe; what each process reads and measures when the run is scored at its end."""
+
+
+def tells_what_it_reads(folder):
+    folder.mkdir()
+    recipe = folder / "recipe.py"
+    recipe.write_text(TELLS_WHAT_IT_READS.format(folder=folder, root=ROOT))
+    return recipe
+
+
+def read_and_measured(folder):
+    """([records], [labels at source size], [measured]) of each process."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("read.*"))]
+
+
 @pytest.fixture(scope="module")
 def pair(place):
     """A run that two processes have taken to its end."""
-    results = together(place, place / "pair")
+    more = ("--config.log.tensorboard=True",)
+    results = together(place, place / "pair", *more, recipe=tells_what_it_reads(place / "recipe"))
     assert [status for status, _ in results] == [0, 0], results
     assert "scratch 8/8" in results[0][1]
     assert "scratch" not in results[1][1], "only the first prints"
@@ -190,6 +232,21 @@ def test_two_processes_are_one(place, pair):
     assert moved.sum() <= 2 and ours["images"] == 5
 
 
+def test_each_process_reads_and_measures_its_share(place, pair):
+    assert read_and_measured(place / "recipe") == [[[0, 1, 4]] * 3, [[2, 3]] * 3]
+
+
+def test_what_two_processes_measure_is_what_one_does(place, pair, tmp_path):
+    """To the bit, boundaries and calibration too: what is sent of an image are its sums."""
+    shutil.copytree(pair, tmp_path / "run")
+    evaluate = [sys.executable, "-m", "jaxseg.main", "evaluate", f"--workdir={tmp_path / 'run'}"]
+    with started([evaluate], devices=4) as processes:
+        ((status, said),) = ended(processes)
+    assert status == 0, said
+    for name in ("val.json", "val_images.npz"):
+        assert (tmp_path / "run" / "eval" / name).read_bytes() == (pair / "eval" / name).read_bytes()
+
+
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here")
 def test_open_mpi_starts_the_same_run(place, pair, tmp_path):
     root = ("--allow-run-as-root",) if os.geteuid() == 0 else ()
@@ -200,11 +257,27 @@ def test_open_mpi_starts_the_same_run(place, pair, tmp_path):
     assert furthest(pair, tmp_path / "run") < 1e-5
 
 
-def test_rows_of_an_image_in_two_processes(place, pair):
+def figures_differ(ours, theirs):
+    """The largest difference of two figures of all images."""
+    sizes = ("training size", "source size")
+    found = [
+        [run["figures"][size]["whole"][k]["value"] for run in (ours, theirs)]
+        for size in sizes
+        for k in ours["figures"][size]["whole"]
+    ]
+    return max(abs(a - b) for a, b in found)
+
+
+def test_rows_of_an_image_in_two_processes(place, pair, tmp_path):
     more = ("--config.parallel.mesh.data=1", "--config.parallel.mesh.rows=4")
-    results = together(place, place / "rows", *more)
+    results = together(place, place / "rows", *more, recipe=tells_what_it_reads(tmp_path / "recipe"))
     assert [status for status, _ in results] == [0, 0], results
     assert furthest(pair, place / "rows") < 1e-5
+    # Both have rows of all images, of which they measure every other one of a batch of 4.
+    everything = [0, 1, 2, 3, 4]
+    found = read_and_measured(tmp_path / "recipe")
+    assert found == [[everything, [0, 2, 4], [0, 2, 4]], [everything, [1, 3], [1, 3]]]
+    assert figures_differ(scored(pair), scored(place / "rows")) < 1e-4
 
 
 def test_a_process_that_reads_the_wrong_share_is_seen(place, pair, tmp_path):
@@ -401,7 +474,7 @@ def test_a_run_goes_on_with_any_number_of_processes(place, pair, tmp_path):
 def machines(place, workdir, *more, cut="", out):
     """The status of each process of a run on two machines."""
     where = ("--coordinator=10.7.0.1:9876", "--processes=2", "--wait=60")
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = xla_flags(2)
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
@@ -494,3 +567,58 @@ def test_a_straggler_is_named(place, tmp_path):
     results = together(place, tmp_path / "run", "--config.train.steps=12", recipe=recipe)
     assert [status for status, _ in results] == [0, 0], results
     assert f"Warning: process 1 on {socket.gethostname()} waits for data" in results[0][1]
+
+
+CAN_NAME = shutil.which("unshare") is not None and (
+    subprocess.run(["unshare", "-ru", "hostname", "x"], check=False, capture_output=True).returncode == 0
+)
+
+
+@contextlib.contextmanager
+def held_back(pids):
+    """Within, these processes have a quarter of the time."""
+    over = threading.Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            for number, seconds in ((signal.SIGSTOP, 0.03), (signal.SIGCONT, 0.008)):
+                for pid in pids:
+                    os.kill(pid, number)
+                time.sleep(seconds)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holding.join()
+
+
+@pytest.mark.skipif(not CAN_NAME, reason="no hosts' names of one's own here")
+def test_a_slow_machine_is_named(place, tmp_path):
+    """First both have what there is; nobody is named. Then the second one is stopped for most of the time."""
+    more = ("--config.train.steps=4000", "--config.evaluate.every_steps=10")
+    run = 'hostname "$0"; exec "$@"'  # gloo looks for the address of its host
+    commands = [
+        ["unshare", "-ru", "sh", "-c", run, f"127.0.0.{1 + i}", *argv(place, tmp_path / "run", *flags, *more)]
+        for i, flags in enumerate(meeting(2))
+    ]
+    with started(commands, devices=1) as processes:
+        even = said_until("val after step 30", processes[0])
+        with held_back(descendants(processes[1].pid)[-1:]):
+            uneven = said_until(" computes ", processes[0])
+        processes[0].send_signal(signal.SIGTERM)
+        assert [status for status, _ in ended(processes)] == [75, 75]
+    assert " computes " not in even
+    assert "Warning: process 1 on 127.0.0.2: cpu computes " in uneven
+
+
+def said_until(what, process, most=250):
+    """What a process says until it says that, or so many lines."""
+    said = ""
+    for line in itertools.islice(process.stderr, most):
+        said += line
+        if what in line:
+            break
+    return said
