@@ -18,6 +18,7 @@ from jaxseg.best import best_of
 from jaxseg.checkpoints import Pretrained, newest_meta, read_pretrained, stored_steps
 from jaxseg.data.labels import without_void
 from jaxseg.data.pipeline import eval_batches
+from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
 from jaxseg.evaluate.images import (
@@ -132,9 +133,12 @@ def score(
         return result
     out = workdir / "eval"
     row = to_json(result, split=split, classes=run.classes, step=learned.step, **data.hashes)
-    of_sizes = {size: figures_json(images, run.classes.names) for size, images in sizes.items()}
+    scored = _scored(data, split, learned.step, sizes)
+    of_sizes = {
+        size: figures_json(images, run.classes.names, scored.block_n) for size, images in sizes.items()
+    }
     row["figures"] = {size: of_sizes[size] if size in of_sizes else None for size in (TRAINING, SOURCE)}
-    write_images(image_file(workdir, split), _scored(data, split, learned.step, sizes))
+    write_images(image_file(workdir, split), scored)
     write_json(out / f"{split}.json", row)
     if show:
         print(
@@ -210,6 +214,7 @@ def _scored(data: Data, split: str, step: int, sizes: dict[str, Images]) -> Scor
         mapping_hash=manifest.mapping_hash,
         example_ids=np.arange(manifest.count, dtype=np.int32),
         example_names=manifest.example_ids,
+        block_n=blocks(read_photos(data.records[split])),
         sizes=sizes,
     )
 
@@ -225,6 +230,11 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
         print(f"At the {named_size(source, SOURCE)}: the same, since that is the training size")
     else:
         print(format_figures(source, SOURCE))
+    if training["blocks"] < training["images"]:
+        print(
+            f"Frames of one drive go wrong together: for the intervals the {training['images']:,} images are "
+            f"drawn as {training['blocks']:,} blocks of frames in a row. Other drives may score far otherwise"
+        )
     if any(f["iou"]["value"] is None for f in training["classes"].values()):
         print("n/a: there is nothing to divide by; means leave it out")
     shown = [training["whole"]["miou"], *(f["iou"] for f in training["classes"].values())]

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
+from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, shortened, storage_errors
 from jaxseg.evaluate import Evaluation
 from jaxseg.evaluate.intervals import differences
@@ -39,6 +40,7 @@ from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
+from jaxseg.metrics.bootstrap import summed
 from jaxseg.printing import NobodyReads
 from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import read_stored
@@ -306,7 +308,9 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
             f"\nParent and fine-tune on val, each at its best checkpoint (training size, {width}x{height}):"
         )
         print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
-        change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names)
+        block_n = blocks(read_photos(data.records["val"]))
+        ours, theirs = (summed(side.confusion_ncc, block_n) for side in (result, before))
+        change, *_ = differences(ours, theirs, run.classes.names)
         print(f"{change} (percent points, 95 % interval of a paired bootstrap over images)")
     shown = {parent_dir: parent} if same_classes and parent is not None and parent_dir is not None else {}
     _draw_page(run, data, {**shown, workdir: learned})

@@ -298,20 +298,67 @@ def scored_of(images, **changes):
         "mapping_hash": "m",
         "example_ids": np.arange(n, dtype=np.int32),
         "example_names": tuple(f"photo {i}" for i in range(n)),
+        "block_n": np.arange(n),
         "sizes": {TRAINING: images},
     }
     return Scored(**{**facts, **changes})
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    scored = scored_of(random_images(1), sizes={TRAINING: random_images(1), SOURCE: random_images(2)})
+    both = {TRAINING: random_images(1), SOURCE: random_images(2)}
+    scored = scored_of(random_images(1), sizes=both, block_n=np.arange(12) // 3)
     write_images(image_file(tmp_path, "val"), scored)
     again = read_images(tmp_path, "val")
     assert (again.split, again.classes, again.example_names) == ("val", ("a", "b", "c"), scored.example_names)
+    assert again.block_n.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for size, images in scored.sizes.items():
         for name, value in vars(images).items():
             np.testing.assert_array_equal(getattr(again.sizes[size], name), value)
     assert [f.name for f in (tmp_path / "eval").iterdir()] == ["val_images.npz"]
+
+
+def test_a_file_without_blocks_is_of_single_images(tmp_path):
+    """As it was written before drives were drawn in blocks."""
+    path = image_file(tmp_path, "val")
+    images = random_images(1)
+    write_images(path, scored_of(images, block_n=np.arange(12) // 3))
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "block"})
+    assert read_images(tmp_path, "val").block_n.tolist() == list(range(12))
+    for wrong in (np.arange(11), np.arange(1, 13), np.arange(12) / 2):
+        np.savez(path, **{**arrays, "block": wrong})
+        with pytest.raises(UserError, match="its blocks are not one an image"):
+            read_images(tmp_path, "val")
+
+
+def test_frames_of_one_drive_are_drawn_in_blocks(capsys):
+    """Twelve images four times each: as many times the pixels, and no more is known than from the twelve."""
+    twelve = random_images(1)
+    names, of_four = ("a", "b", "c"), np.arange(12).repeat(4)
+    many = Images(**{name: value[of_four] for name, value in vars(twelve).items()})
+    alone, frames = figures_json(twelve, names), figures_json(many, names, of_four)
+    assert frames["images"] == 48 and frames["blocks"] == 12 and alone["blocks"] == 12
+    assert frames["whole"] == alone["whole"]
+    plain = figures_json(many, names)["whole"]["miou"]
+    assert plain["high"] - plain["low"] < 0.6 * (
+        alone["whole"]["miou"]["high"] - alone["whole"]["miou"]["low"]
+    )
+    _print_figures({TRAINING: frames, SOURCE: None}, "val")
+    assert "the 48 images are drawn as 12 blocks of frames in a row" in capsys.readouterr().out
+    _print_figures({TRAINING: alone, SOURCE: None}, "val")
+    assert "blocks" not in capsys.readouterr().out
+
+
+def test_two_runs_on_a_drive_are_compared_by_blocks():
+    worse, better = random_images(1, n=20, wrong=0.35), random_images(2, n=20, wrong=0.2)
+    drive = np.arange(20) // 4
+    [first, *_] = compared(scored_of(better), scored_of(worse), "there")[TRAINING]
+    assert str(first).endswith(": significant")
+    for sides in ((drive, drive), (drive, np.arange(20)), (np.arange(20), drive)):
+        ours, theirs = (scored_of(i, block_n=b) for i, b in zip((better, worse), sides, strict=True))
+        [first, *_] = compared(ours, theirs, "there")[TRAINING]
+        assert str(first).endswith(": too few images to say more"), "five blocks"
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,18 @@ def test_measured_intervals_are_shown_and_missing_ones_told(place, tmp_path):
     assert "is covered (by noise, objects of 4 pixels or more)" in said
 
 
+def test_the_page_says_over_what_the_bootstrap_goes(place, tmp_path):
+    run = copied(place / "scratch", tmp_path)
+    shutil.rmtree(run / "checkpoints")  # no pictures: they take time
+    for blocks, says in ((7, "(bootstrap over images)"), (2, "(bootstrap over 2 blocks of frames in a row)")):
+        changed(run, lambda row, blocks=blocks: row["figures"]["training size"].update(blocks=blocks))
+        ended(["report", f"--workdir={run}"])
+        assert says in text_of((run / "report.html").read_text())
+    changed(run, lambda row: row["figures"]["training size"].pop("blocks"))
+    ended(["report", f"--workdir={run}"])
+    assert "(bootstrap over images)" in text_of((run / "report.html").read_text())
+
+
 def write_occlusion(workdir, **other):
     curve = {"iou": [INTERVAL, INTERVAL], "objects": 3}
     told = {"fill": "noise", "min_pixels": 4, "seed": 0, "split": "val", "images": 7, **other}

@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
 from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
-from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata
+from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
@@ -34,9 +35,9 @@ class Curve:
     """Of a run and a class."""
 
     counts_nsk: np.ndarray
-    """[N, shares, 3] int64: the class's hits, labelled and predicted pixels in each image; additive."""
+    """[N, shares, 3] int64: the class's hits, labelled and predicted pixels in each block; additive."""
     stratum_n: np.ndarray
-    """[N] bool, for the bootstrap."""
+    """[N] bool, for the bootstrap over blocks."""
     tallies: tuple[Tally, ...]
     """One a share."""
 
@@ -129,7 +130,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
     with tqdm(desc="covering", total=passes, unit=" passes", disable=None, leave=False) as bar:
         bare_ncc = _confusion(opened, options, covers)
         bar.update()
-        labelled_nc = bare_ncc.sum(axis=-1)
+        block_n = blocks(read_photos(opened.data.records[options.split]))
+        labelled_nc = summed(bare_ncc.sum(axis=-1), block_n)
         curves = {}
         for name, tally in bare.items():
             class_id, tallies, counts = names.index(name), [tally], [_counts(bare_ncc, names.index(name))]
@@ -139,7 +141,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
                     confusion_ncc = _confusion(opened, options, [_Cover(class_id, share, tallies[-1])])
                     counts.append(_counts(confusion_ncc, class_id))
                 bar.update()
-            curves[name] = Curve(np.stack(counts, axis=1), strata(labelled_nc), tuple(tallies))
+            counts_nsk = summed(np.stack(counts, axis=1), block_n)
+            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies))
     return curves
 
 

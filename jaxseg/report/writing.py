@@ -85,6 +85,7 @@ def _context(
         "apart": pairs.apart,
         "heads": tables.heads(runs),
         "whole": tables.whole_table(runs),
+        "drawn": _drawn(main.evaluation["figures"][TRAINING]),
         "more": tables.more_by_class(main),
         "same_size": all(figures[SOURCE] == figures[TRAINING] for figures in measured),
         "source_rows": tables.class_rows(runs, classes, pairs, SOURCE) if at_source else None,
@@ -104,6 +105,13 @@ def _context(
         "no_pictures": gallery if isinstance(gallery, str) else "",
         "smallest_share": f"{100 * SMALLEST_SHARE:g} %",
     }
+
+
+def _drawn(figures: Mapping[str, Any]) -> str:
+    """Over what the bootstrap goes; what was scored before there were blocks says nothing of them."""
+    if "blocks" not in figures or figures["blocks"] == figures["images"]:
+        return "images"
+    return f"{figures['blocks']:,} blocks of frames in a row"
 
 
 def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[StoredRun, list[Any]]]:
