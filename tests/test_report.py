@@ -415,6 +415,11 @@ def test_a_phone_scrolls_no_page_sideways(window, place, width):
     window.open(place / "child" / "report.html")
     window.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert window.run("document.documentElement.scrollWidth") <= width
+    # What stands above a table that is wider than the page can be read as a whole, wherever it is scrolled to.
+    window.run("document.querySelectorAll('.scroll').forEach((s) => (s.scrollLeft = 1000))")
+    widest = "Math.max(...[...document.querySelectorAll('.scroll caption span')].map(s => s.{}))"
+    assert 0 < window.run(widest.format("getBoundingClientRect().right")) <= width
+    assert window.run(widest.replace("max", "min").format("getBoundingClientRect().left")) >= 0
 
 
 def test_dark_and_light(window, place):
