@@ -31,6 +31,7 @@ from jaxseg.experiment import (
     plain,
     write_config,
 )
+from jaxseg.experiment.opened import Opened, read_learned
 from jaxseg.experiment.sections import class_weights, describe_class_weights
 from jaxseg.experiment.stored import flat, run_names
 from jaxseg.experiment.together import check_same_data, check_same_start, check_started_alike
@@ -42,10 +43,9 @@ from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
 from jaxseg.metrics.bootstrap import summed
 from jaxseg.printing import NobodyReads
-from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
-from jaxseg.score import read_learned, score
+from jaxseg.score import score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
 from jaxseg.trackers import check_trackers, open_trackers
@@ -335,7 +335,9 @@ def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None
                 continue
             runs.append(stored)
             same = stored.evaluation["step"] == of_run.step
-            models.append(Shown(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
+            models.append(
+                Opened(run, of_run, data) if same else f"scored at step {stored.evaluation['step']}"
+            )
         size = write_report(runs, models, run.classes, "val", workdir / REPORT_FILE)
         print(f"Written: {workdir / REPORT_FILE} ({size / 1e6:.1f} MB)")
     except NobodyReads:

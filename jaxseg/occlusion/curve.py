@@ -17,6 +17,7 @@ from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
 from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
+from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
 from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata, summed
@@ -24,7 +25,7 @@ from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
 from jaxseg.occlusion.picture import draw_curves
-from jaxseg.score import Opened, open_run
+from jaxseg.score import open_run
 from jaxseg.types import HostBatch
 
 SHARES = tuple(tenth / 10 for tenth in range(8))
@@ -205,12 +206,11 @@ class _Cover(NamedTuple):
 
 def _confusion(opened: Opened, options: Options, covers: Sequence[_Cover]) -> np.ndarray:
     """[N, C, C] of the split with objects covered, counted as every evaluation counts."""
-    run, data, learned = opened
+    run, data = opened.run, opened.data
     change = partial(_covered, covers=covers, options=options)
     stream = run.experiment.eval_stream(data, options.split, change)
-    state = run.inference_state(learned.variables)
     return evaluate(
-        run.eval_step, state, stream, loss=run.loss, fetch=run.experiment.parallel.fetch
+        run.eval_step, opened.state(), stream, loss=run.loss, fetch=run.experiment.parallel.fetch
     ).confusion_ncc
 
 
