@@ -41,7 +41,6 @@ from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
-from jaxseg.metrics.bootstrap import summed
 from jaxseg.printing import NobodyReads
 from jaxseg.report.stored import read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
@@ -309,9 +308,8 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
         )
         print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
         block_n = blocks(read_photos(data.records["val"]))
-        ours, theirs = (summed(side.confusion_ncc, block_n) for side in (result, before))
-        change, *_ = differences(ours, theirs, run.classes.names)
-        print(f"{change} (percent points, 95 % interval of a paired bootstrap over images)")
+        change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names, block_n)
+        print(f"{change} (percent points, 95 % interval of a paired bootstrap over {change.drawn})")
     shown = {parent_dir: parent} if same_classes and parent is not None and parent_dir is not None else {}
     _draw_page(run, data, {**shown, workdir: learned})
 

@@ -319,7 +319,7 @@ def test_two_runs_on_a_drive_are_compared_by_blocks():
     for sides in ((drive, drive), (drive, np.arange(20)), (np.arange(20), drive)):
         ours, theirs = (scored_of(i, block_n=b) for i, b in zip((better, worse), sides, strict=True))
         [first, *_] = compared(ours, theirs, "there")[TRAINING]
-        assert str(first).endswith(": too few images to say more"), "five blocks"
+        assert str(first).endswith(": too few blocks of frames in a row to say more"), "five blocks"
 
 
 @pytest.mark.parametrize(

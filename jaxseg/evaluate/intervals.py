@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, SourceLabel
-from jaxseg.metrics.bootstrap import RESAMPLES, SEED, intervals, resampled_sums, strata, summed
+from jaxseg.metrics.bootstrap import RESAMPLES, SEED, drawn_units, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.calibration import expected_calibration_error
 from jaxseg.metrics.object_size import SIZES, iou_by_size
 from jaxseg.metrics.ratios import Counts, class_ratios, mean_over_classes, ratio, whole_ratios
@@ -87,6 +87,8 @@ class Difference(NamedTuple):
 
     name: str
     change: Figure
+    drawn: str = "images"
+    """What the bootstrap drew."""
 
     def __str__(self) -> str:
         value, low, high = self.change
@@ -94,17 +96,22 @@ class Difference(NamedTuple):
             return f"n/a  {self.name}: not defined for both"
         shown = f"{_points(value, '+')} {self.name}"
         if low is None or high is None:
-            return f"{shown}: too few images to say more"
+            return f"{shown}: too few {self.drawn} to say more"
         verdict = "not significant" if low <= 0.0 <= high else "significant"
         return f"{shown} [{_points(low)}, {_points(high)}]: {verdict}"
 
 
-def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) -> list[Difference]:
+def differences(
+    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], block_n: np.ndarray | None = None
+) -> list[Difference]:
     """Paired bootstrap of mIoU and of each class's IoU, from confusion matrices [N, C, C] of the same images.
 
-    N may be blocks of images as well, whose matrices are `summed`. Both runs are scored on the
-    same resamples, so that what is hard for both cancels out.
+    Both runs are scored on the same resamples, so that what is hard for both cancels out. block_n: which
+    images are drawn together, see `figures`.
     """
+    if block_n is None:
+        block_n = np.arange(len(ours))
+    ours, theirs = summed(ours, block_n), summed(theirs, block_n)
     stratum_n = strata(ours.sum(axis=-1))
     values, drawn = [], []
     for confusion in (ours, theirs):
@@ -119,7 +126,8 @@ def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) ->
     names = ["mIoU", *(f"IoU of {name}" for name in classes)]
     changes = figure_of(np.array([mean_over_classes(change_c), *change_c]), low, high)
     assert isinstance(changes, list)
-    return [Difference(name, change) for name, change in zip(names, changes, strict=True)]
+    what = drawn_units(block_n) if len(block_n) >= _FEWEST_IMAGES else "images"
+    return [Difference(name, change, what) for name, change in zip(names, changes, strict=True)]
 
 
 def change_intervals(values: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,9 +188,7 @@ def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Differe
         if not np.array_equal(mine.labelled, other.labelled):
             at = np.flatnonzero((mine.labelled != other.labelled).any(axis=1))[0]
             raise _other_labels(where, ours.example_names[at], size)
-        found[size] = differences(
-            summed(mine.confusion, block_n), summed(other.confusion, block_n), ours.classes
-        )
+        found[size] = differences(mine.confusion, other.confusion, ours.classes, block_n)
     if not found:
         raise _nothing_to_compare(where, ours.split)
     return found

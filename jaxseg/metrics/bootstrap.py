@@ -52,6 +52,11 @@ def summed(values: np.ndarray, block_n: np.ndarray) -> np.ndarray:
     return sums
 
 
+def drawn_units(block_n: np.ndarray) -> str:
+    """Over what the bootstrap goes, for people."""
+    return "images" if len(block_n) == block_n.max() + 1 else "blocks of frames in a row"
+
+
 def strata(labelled_nc: np.ndarray) -> np.ndarray:
     """[N] bool: whether an image has the class that images are drawn by; all False where there is none.
 

@@ -20,7 +20,7 @@ from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figu
 from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
-from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata, summed
+from jaxseg.metrics.bootstrap import RESAMPLES, drawn_units, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
@@ -41,6 +41,8 @@ class Curve:
     """[N] bool, for the bootstrap over blocks."""
     tallies: tuple[Tally, ...]
     """One a share."""
+    drawn: str = "images"
+    """What the bootstrap draws."""
 
     @property
     def is_empty(self) -> bool:
@@ -68,7 +70,7 @@ class Curve:
         change_s = _iou(self.counts_nsk.sum(axis=0)) - _iou(other.counts_nsk.sum(axis=0))
         changes = figure_of(change_s, low_s, high_s)
         return [
-            Difference(f"IoU of {name} at {share:.0%} covered", change)
+            Difference(f"IoU of {name} at {share:.0%} covered", change, self.drawn)
             for share, change in zip(SHARES, changes, strict=True)
         ]
 
@@ -143,7 +145,7 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
                     counts.append(_counts(confusion_ncc, class_id))
                 bar.update()
             counts_nsk = summed(np.stack(counts, axis=1), block_n)
-            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies))
+            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies), drawn_units(block_n))
     return curves
 
 
