@@ -23,7 +23,7 @@ holds it, and this list, to that:
     6   preview                               training data as the train step sees it
     7   occlusion                             how well what is covered in part is still found
     6   report                                what is known of runs, as one page
-    7   trained                               a stored run, opened for use
+    7   trained                               what is done with stored runs
     7   loop, doctor                          one run from step to step; what is wrong with a machine
     8   train, verify                         a run to its end, parent first; interrupted runs end the same
     8   benchmark                             how fast this machine is, against PyTorch too

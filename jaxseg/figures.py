@@ -417,6 +417,11 @@ def _tidy(axes: Any, last_step: int) -> None:
     axes.set_xlabel("step", fontsize=9, color=_FAINT)
 
 
+def covering(fill: str) -> str:
+    """What `occlusion-curve` puts in front of objects, for people."""
+    return "a piece of the same photo" if fill == "photo" else fill
+
+
 def hex_colour(colour: tuple[int, int, int]) -> str:
     """An sRGB colour as CSS writes it."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

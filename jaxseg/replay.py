@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from jaxseg.checkpoints import restore_before
 from jaxseg.errors import UsageError
 from jaxseg.experiment import Experiment, Run, told_as_stored
+from jaxseg.experiment.opened import read_learned
 from jaxseg.logs import Progress
 from jaxseg.optim import parameter_path
-from jaxseg.score import read_learned
 from jaxseg.step import dropout_keys, make_gradient, microbatches
 from jaxseg.train import first_state, parent_place
 from jaxseg.types import Batch, PyTree, TrainState

@@ -9,17 +9,17 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import distributed, figures
-from jaxseg.best import best_of
-from jaxseg.checkpoints import Pretrained, newest_meta, read_pretrained, stored_steps
+from jaxseg.checkpoints import Pretrained
 from jaxseg.data.labels import without_void
 from jaxseg.data.pipeline import eval_batches
-from jaxseg.errors import UsageError, UserError, storage_errors
+from jaxseg.data.sequences import blocks, read_photos
+from jaxseg.errors import UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
 from jaxseg.evaluate.images import (
     SOURCE,
@@ -34,29 +34,13 @@ from jaxseg.evaluate.images import (
 from jaxseg.evaluate.intervals import check_same_images, check_same_labels, compared, figures_json
 from jaxseg.evaluate.measuring import Measured, joined, measure
 from jaxseg.evaluate.tables import format_differences, format_figures, named_size
-from jaxseg.experiment import Data, Experiment, Run, check_classes, plain, told_as_stored
+from jaxseg.experiment import Data, Run
+from jaxseg.experiment.opened import Opened, open_with_data
 from jaxseg.experiment.together import check_same_data, check_started_alike
 from jaxseg.files import write_json
-from jaxseg.logs import METRICS_FILE, marked_rows, read_metrics
+from jaxseg.logs import read_metrics
 from jaxseg.step import make_probability_step
 from jaxseg.types import HostBatch, TrainState
-
-
-def read_learned(workdir: Path, which: str = "best") -> Pretrained:
-    """The `best` checkpoint of a run by its log, or the `latest`. Raises UserError where there is none."""
-    if which == "latest" or not stored_steps(workdir):
-        return read_pretrained(workdir)
-    newest = newest_meta(workdir)
-    # What was scored while its save was cut off will be scored again.
-    rows: Iterable[Mapping[str, Any]] | None = marked_rows(workdir / METRICS_FILE, newest.step, newest.log)
-    if rows is None:
-        print(
-            f"Warning: {workdir / METRICS_FILE} is not what this run had written: the best checkpoint is "
-            f"taken by the evaluations before step {newest.step}",
-            file=sys.stderr,
-        )
-        rows = newest.log.evaluations
-    return read_pretrained(workdir, best_of(rows).step)
 
 
 def score_run(
@@ -67,7 +51,8 @@ def score_run(
     against: the workdir of a run that was scored on the same images before, to compare with. Raises UserError
     where it was not, before anything is scored.
     """
-    run, data, learned = open_run(config, workdir, split, which)
+    opened = open_run(config, workdir, split, which)
+    run, data, learned = opened.run, opened.data, opened.learned
     other = None if against is None else read_images(against, split)
     if other is not None:
         check_same_images(_scored(data, split, learned.step, {}), other, str(against))
@@ -83,41 +68,17 @@ def score_run(
             print(format_differences(found))
 
 
-class Opened(NamedTuple):
-    """A stored run with what is needed to score it."""
-
-    run: Run
-    data: Data
-    learned: Pretrained
-
-
 def open_run(config: ConfigDict, workdir: Path, split: str, which: str = "best") -> Opened:
     """The run in `workdir`, its `best` or `latest` checkpoint, and a split of its data.
 
     Raises UserError where one of them is missing, they don't fit together, or WORKDIR/eval can't be written.
     """
     check_started_alike(config, split=split)
-    with told_as_stored(workdir):
-        experiment = Experiment(config, trains=False)
     with storage_errors(workdir):
         _check_writable(workdir)
-    learned = read_learned(workdir, which)
-    check_model(config, learned, workdir)
-    data = experiment.open_data([split])
-    check_classes(learned.meta, data.classes, workdir)
-    check_same_data(data.contents)
-    pixels, images = learned.meta.train_pixels, learned.meta.train_images
-    with told_as_stored(workdir):
-        run = experiment.build(data.classes, pixels, train_images=images)
-    return Opened(run, data, learned)
-
-
-def check_model(config: ConfigDict, learned: Pretrained, workdir: Path) -> None:
-    """Raises UsageError where flags have made another model of a run's."""
-    if plain(config.model) != learned.meta.config["model"]:
-        raise UsageError(
-            f"{workdir} holds a model of {learned.meta.config['model']}; leave --config.model.* away"
-        )
+    opened = open_with_data(config, workdir, split, which)
+    check_same_data(opened.data.contents)
+    return opened
 
 
 def score(
@@ -133,9 +94,12 @@ def score(
         return result
     out = workdir / "eval"
     row = to_json(result, split=split, classes=run.classes, step=learned.step, **data.hashes)
-    of_sizes = {size: figures_json(images, run.classes.names) for size, images in sizes.items()}
+    scored = _scored(data, split, learned.step, sizes)
+    of_sizes = {
+        size: figures_json(images, run.classes.names, scored.block_n) for size, images in sizes.items()
+    }
     row["figures"] = {size: of_sizes[size] if size in of_sizes else None for size in (TRAINING, SOURCE)}
-    write_images(image_file(workdir, split), _scored(data, split, learned.step, sizes))
+    write_images(image_file(workdir, split), scored)
     write_json(out / f"{split}.json", row)
     if show:
         print(
@@ -213,6 +177,7 @@ def _scored(data: Data, split: str, step: int, sizes: dict[str, Images]) -> Scor
         mapping_hash=manifest.mapping_hash,
         example_ids=np.arange(manifest.count, dtype=np.int32),
         example_names=manifest.example_ids,
+        block_n=blocks(read_photos(data.records[split])),
         sizes=sizes,
     )
 
@@ -228,6 +193,11 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
         print(f"At the {named_size(source, SOURCE)}: the same, since that is the training size")
     else:
         print(format_figures(source, SOURCE))
+    if training["blocks"] < training["images"]:
+        print(
+            f"Frames of one drive go wrong together: for the intervals the {training['images']:,} images are "
+            f"drawn as {training['blocks']:,} blocks of frames in a row. Other drives may score far otherwise"
+        )
     if any(f["iou"]["value"] is None for f in training["classes"].values()):
         print("n/a: there is nothing to divide by; means leave it out")
     shown = [training["whole"]["miou"], *(f["iou"] for f in training["classes"].values())]

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
+from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, shortened, storage_errors
 from jaxseg.evaluate import Evaluation
 from jaxseg.evaluate.intervals import differences
@@ -30,6 +31,7 @@ from jaxseg.experiment import (
     plain,
     write_config,
 )
+from jaxseg.experiment.opened import Opened, read_learned
 from jaxseg.experiment.sections import class_weights, describe_class_weights
 from jaxseg.experiment.stored import flat, run_names
 from jaxseg.experiment.together import check_same_data, check_same_start, check_started_alike
@@ -40,10 +42,9 @@ from jaxseg.loop import Loop
 from jaxseg.meta import LogMark, Meta
 from jaxseg.metrics import format_table
 from jaxseg.printing import NobodyReads
-from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import read_stored
 from jaxseg.report.writing import REPORT_FILE, write_report
-from jaxseg.score import read_learned, score
+from jaxseg.score import score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
 from jaxseg.trackers import check_trackers, open_trackers
@@ -306,8 +307,9 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
             f"\nParent and fine-tune on val, each at its best checkpoint (training size, {width}x{height}):"
         )
         print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
-        change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names)
-        print(f"{change} (percent points, 95 % interval of a paired bootstrap over images)")
+        block_n = blocks(read_photos(data.records["val"]))
+        change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names, block_n)
+        print(f"{change} (percent points, 95 % interval of a paired bootstrap over {change.drawn})")
     shown = {parent_dir: parent} if same_classes and parent is not None and parent_dir is not None else {}
     _draw_page(run, data, {**shown, workdir: learned})
 
@@ -331,7 +333,9 @@ def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None
                 continue
             runs.append(stored)
             same = stored.evaluation["step"] == of_run.step
-            models.append(Shown(run, data, of_run) if same else f"scored at step {stored.evaluation['step']}")
+            models.append(
+                Opened(run, of_run, data) if same else f"scored at step {stored.evaluation['step']}"
+            )
         size = write_report(runs, models, run.classes, "val", workdir / REPORT_FILE)
         print(f"Written: {workdir / REPORT_FILE} ({size / 1e6:.1f} MB)")
     except NobodyReads:

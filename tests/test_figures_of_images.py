@@ -1,15 +1,19 @@
 """Boundary F1, calibration, IoU by object size, ratios and their intervals, against hand-made values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxseg.data.sequences import blocks
 from jaxseg.metrics import bootstrap
-from jaxseg.metrics.bootstrap import intervals, resampled_sums, strata
+from jaxseg.metrics.bootstrap import intervals, resampled_sums, strata, summed
 from jaxseg.metrics.boundary import boundary_f1
 from jaxseg.metrics.calibration import BINS, calibration_sums, expected_calibration_error
 from jaxseg.metrics.object_size import iou_by_size, object_counts
 from jaxseg.metrics.ratios import Counts, class_ratios, whole_ratios
+from tests.dataset_fakes import random_photos
 
 VOID = 255
 NAN = float("nan")
@@ -272,6 +276,27 @@ def test_95_of_100_intervals_hold_the_truth():
         low, high = intervals(resampled_sums(values[:, None], np.zeros(100, bool)) / 100)
         held += bool(low[0] <= 0 <= high[0])
     assert 88 <= held <= 99
+
+
+@pytest.mark.parametrize(
+    ("count", "factor", "alone", "in_blocks"), [(101, 0.5, 0.78, 0.82), (1000, 0.8, 0.55, 0.86)]
+)
+def test_intervals_of_a_drive_hold_the_truth(count, factor, alone, in_blocks):
+    """Their mean, 0, of frames whose correlation falls by `factor` a frame; of 200 intervals each."""
+    names = tuple(f"ulm_{i:06d}_000019" for i in range(count))
+    block_n = blocks(replace(random_photos(count, 0), names=names))
+    held = {"plain": 0, "blocks": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        values = [rng.normal()]
+        for noise in rng.normal(scale=(1 - factor**2) ** 0.5, size=count - 1):
+            values.append(factor * values[-1] + noise)
+        pairs = np.column_stack([values, np.ones(count)])
+        for name, drawn in (("plain", pairs), ("blocks", summed(pairs, block_n))):
+            sums = resampled_sums(drawn, np.zeros(len(drawn), bool))
+            low, high = intervals(sums[:, 0] / sums[:, 1])
+            held[name] += bool(low <= 0 <= high)
+    assert held["plain"] / 200 <= alone and held["blocks"] / 200 >= in_blocks, held
 
 
 def test_blocks_change_nothing(monkeypatch):

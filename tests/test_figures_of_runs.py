@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import open_source
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.data.streets import write_cityscapes
 from jaxseg.errors import UserError
@@ -18,9 +17,10 @@ from jaxseg.evaluate.intervals import check_same_images, compared, differences, 
 from jaxseg.evaluate.measuring import Measured, joined, measure
 from jaxseg.evaluate.tables import format_differences, format_figures
 from jaxseg.main import main
-from jaxseg.metrics import confusion_matrix, scores
+from jaxseg.metrics import scores
 from jaxseg.score import _print_figures
 from jaxseg.types import IGNORE_LABEL, HostBatch
+from tests import beside_cityscapesscripts as beside
 from tests.dataset_fakes import TINY_RUN
 
 VOID = IGNORE_LABEL
@@ -70,79 +70,40 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def official(monkeypatch):
-    """The official script, pixels alone."""
-    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
-
-    monkeypatch.setattr(script.args, "evalInstLevelScore", False)
-    monkeypatch.setattr(script.args, "JSONOutput", False)
-    monkeypatch.setattr(script.args, "quiet", True)
-    return script
-
-
-def official_scores(script, guesses, truths):
-    found = script.evaluateImgLists([str(p) for p in guesses], [str(p) for p in truths], script.args)
-    return np.array(found["confMatrix"], np.int64), found
-
-
-def test_the_official_script_counts_the_same_in_our_classes(place, official, monkeypatch, tmp_path):
+def test_the_official_script_counts_the_same_in_our_classes(place, tmp_path):
     """Of what `predict` writes for the photos; the labels are what our reader makes of the id images."""
-    assert run("predict", f"--workdir={place / 'one'}", f"--output={tmp_path / 'out'}", "--no_overlays",
-               f"--input={place / 'streets' / 'leftImg8bit' / 'val'}") == 0  # fmt: skip
-    label = official.labels[0]
-    of_ids = {
-        i: label._replace(name=name, id=i, trainId=i, category=name, ignoreInEval=name == "void")
-        for i, name in enumerate([*NAMES, "void"])
-    }
-    monkeypatch.setattr(official, "labels", list(of_ids.values()))
-    monkeypatch.setattr(official, "id2label", of_ids)
-    monkeypatch.setattr(official, "category2labels", {v.category: [v] for v in of_ids.values()})
-    source = open_source("cityscapes", str(place / "streets"), halves=True)
-    guesses, truths = [], []
-    for item in source.items("val"):
-        label_hw = source.read(item)[1]
-        truths.append(tmp_path / f"{item.example_id}_gtFine_labelIds.png")
-        Image.fromarray(np.where(label_hw == VOID, np.uint8(len(NAMES)), label_hw)).save(truths[-1])
-        [guess] = (tmp_path / "out" / "labels").rglob(f"*{item.example_id.rsplit('/', 1)[-1]}*.png")
-        guesses.append(guess)
-    matrix, found = official_scores(official, guesses, truths)
+    beside.predict(place / "one", place / "streets" / "leftImg8bit" / "val", tmp_path / "out")
+    pairs = beside.our_pairs(place / "streets", tmp_path / "out" / "labels", tmp_path / "ids", halves=True)
+    theirs, from_files = beside.official_side(pairs, NAMES), beside.our_side(pairs)
     ours = evaluated(place / "one")["figures"][SOURCE]
     assert ours["size"] == [96, 192]
-    assert matrix[: len(NAMES), : len(NAMES)].tolist() == ours["confusion_matrix"]
-    assert matrix[-1].sum() > 0, "there is void, which neither counts"
-    for name in NAMES:
-        expected = found["classScores"][name]
+    assert theirs.confusion_cc.tolist() == ours["confusion_matrix"] == from_files.confusion_cc.tolist()
+    ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in pairs.truths])
+    assert (ids == len(NAMES)).any(), "there is void, which neither counts"
+    for name, expected in zip(NAMES, theirs.iou, strict=True):
         got = ours["classes"][name]["iou"]["value"]
         assert (got is None and np.isnan(expected)) or got == pytest.approx(expected, abs=1e-12)
-    assert ours["whole"]["miou"]["value"] == pytest.approx(found["averageScoreClasses"], abs=1e-12)
+    assert ours["whole"]["miou"]["value"] == pytest.approx(theirs.miou, abs=1e-12)
 
 
-def test_the_official_script_counts_the_same_in_its_19_classes(place, official, tmp_path):
-    """The same id images to both; guesses are the labels of the scene before, and some noise."""
-    train_ids = np.full(256, VOID, np.uint8)
-    for label in official.labels:
-        if label.id >= 0 and not label.ignoreInEval:
-            train_ids[label.id] = label.trainId
-    known = [label.id for label in official.labels if label.id >= 0 and not label.ignoreInEval]
-    assert len(known) == 19
-    truths = sorted((place / "streets" / "gtFine" / "val").rglob("*_labelIds.png"))
-    ids = [np.asarray(Image.open(path)) for path in truths]
-    rng = np.random.default_rng(0)
-    whole, guesses = np.zeros((19, 19), np.int64), []
-    for path, truth, before in zip(truths, ids, [ids[-1], *ids], strict=False):
-        noise = rng.choice(known, truth.shape)
-        guess = np.where((train_ids[before] == VOID) | (rng.random(truth.shape) < 0.2), noise, before)
-        guesses.append(tmp_path / path.name)
-        Image.fromarray(guess.astype(np.uint8)).save(guesses[-1])
-        label_hw, guess_hw = train_ids[truth], train_ids[guess]
-        images = Images.of(label_hw, guess_hw, np.ones(guess.shape, np.float32), 19)
-        assert (images.confusion == confusion_matrix(label_hw[None], guess_hw[None], 19)).all()
-        whole += images.confusion[0]
-    matrix, found = official_scores(official, guesses, truths)
-    order = [next(v.id for v in official.labels if v.trainId == t and v.id >= 0) for t in range(19)]
-    np.testing.assert_array_equal(matrix[np.ix_(order, order)], whole)
-    assert scores(whole).miou == pytest.approx(found["averageScoreClasses"], abs=1e-12)
+def test_the_official_script_counts_the_same_in_its_19_classes(place, tmp_path):
+    """The same id images to both; guesses are the labels, moved, and some noise."""
+    pairs = beside.changed_pairs(place / "streets" / "gtFine" / "val", tmp_path / "changed")
+    ours, theirs = beside.both_sides_19(pairs)
+    assert len(beside.names_19()) == 19 and len(pairs.truths) == 10
+    np.testing.assert_array_equal(ours.confusion_cc, theirs.confusion_cc)
+    np.testing.assert_allclose(ours.iou, theirs.iou, atol=1e-12)
+    assert ours.miou == pytest.approx(theirs.miou, abs=1e-12) and 0.1 < ours.miou < 0.9
+
+
+def test_the_table_beside_the_official_script(place, capsys):
+    beside.main([f"--workdir={place / 'one'}", "--scenes=2", "--size=48"])
+    _, ours, official = capsys.readouterr().out.split("| IoU | jaxseg | cityscapesscripts |")
+    for table, names in ((ours, NAMES), (official, beside.names_19())):
+        assert "largest difference of a cell of the confusion matrices: 0 pixels" in table
+        cells = [row.split("|")[1:4] for row in table.splitlines() if row.startswith("| ")]
+        assert [name.strip() for name, _, _ in cells] == [*names, "mIoU"]
+        assert all(left == right for _, left, right in cells)
 
 
 def test_the_file_has_every_figure_with_its_interval(place):
@@ -298,20 +259,67 @@ def scored_of(images, **changes):
         "mapping_hash": "m",
         "example_ids": np.arange(n, dtype=np.int32),
         "example_names": tuple(f"photo {i}" for i in range(n)),
+        "block_n": np.arange(n),
         "sizes": {TRAINING: images},
     }
     return Scored(**{**facts, **changes})
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    scored = scored_of(random_images(1), sizes={TRAINING: random_images(1), SOURCE: random_images(2)})
+    both = {TRAINING: random_images(1), SOURCE: random_images(2)}
+    scored = scored_of(random_images(1), sizes=both, block_n=np.arange(12) // 3)
     write_images(image_file(tmp_path, "val"), scored)
     again = read_images(tmp_path, "val")
     assert (again.split, again.classes, again.example_names) == ("val", ("a", "b", "c"), scored.example_names)
+    assert again.block_n.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for size, images in scored.sizes.items():
         for name, value in vars(images).items():
             np.testing.assert_array_equal(getattr(again.sizes[size], name), value)
     assert [f.name for f in (tmp_path / "eval").iterdir()] == ["val_images.npz"]
+
+
+def test_a_file_without_blocks_is_of_single_images(tmp_path):
+    """As it was written before drives were drawn in blocks."""
+    path = image_file(tmp_path, "val")
+    images = random_images(1)
+    write_images(path, scored_of(images, block_n=np.arange(12) // 3))
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "block"})
+    assert read_images(tmp_path, "val").block_n.tolist() == list(range(12))
+    for wrong in (np.arange(11), np.arange(1, 13), np.arange(12) / 2):
+        np.savez(path, **{**arrays, "block": wrong})
+        with pytest.raises(UserError, match="its blocks are not one an image"):
+            read_images(tmp_path, "val")
+
+
+def test_frames_of_one_drive_are_drawn_in_blocks(capsys):
+    """Twelve images four times each: as many times the pixels, and no more is known than from the twelve."""
+    twelve = random_images(1)
+    names, of_four = ("a", "b", "c"), np.arange(12).repeat(4)
+    many = Images(**{name: value[of_four] for name, value in vars(twelve).items()})
+    alone, frames = figures_json(twelve, names), figures_json(many, names, of_four)
+    assert frames["images"] == 48 and frames["blocks"] == 12 and alone["blocks"] == 12
+    assert frames["whole"] == alone["whole"]
+    plain = figures_json(many, names)["whole"]["miou"]
+    assert plain["high"] - plain["low"] < 0.6 * (
+        alone["whole"]["miou"]["high"] - alone["whole"]["miou"]["low"]
+    )
+    _print_figures({TRAINING: frames, SOURCE: None}, "val")
+    assert "the 48 images are drawn as 12 blocks of frames in a row" in capsys.readouterr().out
+    _print_figures({TRAINING: alone, SOURCE: None}, "val")
+    assert "blocks" not in capsys.readouterr().out
+
+
+def test_two_runs_on_a_drive_are_compared_by_blocks():
+    worse, better = random_images(1, n=20, wrong=0.35), random_images(2, n=20, wrong=0.2)
+    drive = np.arange(20) // 4
+    [first, *_] = compared(scored_of(better), scored_of(worse), "there")[TRAINING]
+    assert str(first).endswith(": significant")
+    for sides in ((drive, drive), (drive, np.arange(20)), (np.arange(20), drive)):
+        ours, theirs = (scored_of(i, block_n=b) for i, b in zip((better, worse), sides, strict=True))
+        [first, *_] = compared(ours, theirs, "there")[TRAINING]
+        assert str(first).endswith(": too few blocks of frames in a row to say more"), "five blocks"
 
 
 @pytest.mark.parametrize(

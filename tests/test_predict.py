@@ -352,8 +352,48 @@ def test_polygons_for_coco_have_the_area_of_their_pixels(tmp_path):
         (2, 1), (5, 1), (5, 3), (4, 3), (4, 4), (2, 4),
     }  # fmt: skip
     assert (around["area"], around["iscrowd"]) == (42 - 8, 1)
-    assert around["segmentation"] == {"size": [6, 7], "counts": run_lengths(label == 0)}
-    assert run_lengths(np.array([[0, 1], [1, 1]])) == [1, 3] and run_lengths(np.ones((2, 2))) == [0, 4]
+    assert around["segmentation"] == {"size": [6, 7], "counts": plain_run_lengths(label == 0)}
+
+
+def plain_run_lengths(mask):
+    """Pixel by pixel."""
+    lengths, value = [0], 0
+    for pixel in mask.ravel(order="F").astype(int).tolist():
+        if pixel != value:
+            lengths.append(0)
+            value = pixel
+        lengths[-1] += 1
+    return lengths
+
+
+def test_runs_of_a_box_are_those_of_the_image():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(1, 7, 2)
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        box = rng.random((rng.integers(1, height - top + 1), rng.integers(1, width - left + 1))) < 0.7
+        whole = np.zeros((height, width), bool)
+        whole[top : top + box.shape[0], left : left + box.shape[1]] = box
+        assert run_lengths(box, (top, left), (height, width)) == plain_run_lengths(whole)
+
+
+def test_a_region_with_holes_is_looked_at_in_its_box_alone(tmp_path, monkeypatch):
+    """Each was drawn at the size of the photo."""
+    from rasterio import features
+
+    label = np.zeros((60, 80), np.uint8)
+    for top in range(0, 60, 10):
+        label[top + 2 : top + 7, 70:75] = 1
+        label[top + 4, 72] = 2
+    sizes, rasterize = [], features.rasterize
+    monkeypatch.setattr(
+        features,
+        "rasterize",
+        lambda shapes, out_shape: sizes.append(out_shape) or rasterize(shapes, out_shape),
+    )
+    with coco_file(tmp_path / "coco.json", CLASSES) as coco:
+        coco.add("a.png", label)
+    assert sorted(sizes) == [(5, 5)] * 6 + [(60, 80)], "the last one is around all others"
 
 
 def test_one_coco_file_is_of_one_input(tmp_path):

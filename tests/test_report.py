@@ -143,7 +143,7 @@ def test_measured_intervals_are_shown_and_missing_ones_told(place, tmp_path):
         row["iou"]["unicorn"] = 0.0  # as where it is predicted and nowhere labelled
 
     changed(workdir, change)
-    write_occlusion(workdir)
+    write_occlusion(workdir, fill="photo")
     html = drawn(workdir)
     said = text_of(html)
     assert "mIoU, with 95 % interval 0.500 0.250\N{EN DASH}0.750" in said
@@ -152,7 +152,19 @@ def test_measured_intervals_are_shown_and_missing_ones_told(place, tmp_path):
     worst = min((iou, name) for name, iou in scored(workdir)["iou"].items() if name != "unicorn")
     assert re.search(rf"Worst class {worst[0]:.3f} [\d.\N{{EN DASH}}]+ {worst[1]}", said)
     assert 'class="band' in html and "Occlusion curve" not in html
-    assert "is covered (by noise, objects of 4 pixels or more)" in said
+    assert "is covered (by a piece of the same photo, objects of 4 pixels or more)" in said
+
+
+def test_the_page_says_over_what_the_bootstrap_goes(place, tmp_path):
+    run = copied(place / "scratch", tmp_path)
+    shutil.rmtree(run / "checkpoints")  # no pictures: they take time
+    for blocks, says in ((7, "(bootstrap over images)"), (2, "(bootstrap over 2 blocks of frames in a row)")):
+        changed(run, lambda row, blocks=blocks: row["figures"]["training size"].update(blocks=blocks))
+        ended(["report", f"--workdir={run}"])
+        assert says in text_of((run / "report.html").read_text())
+    changed(run, lambda row: row["figures"]["training size"].pop("blocks"))
+    ended(["report", f"--workdir={run}"])
+    assert "(bootstrap over images)" in text_of((run / "report.html").read_text())
 
 
 def write_occlusion(workdir, **other):
@@ -403,6 +415,11 @@ def test_a_phone_scrolls_no_page_sideways(window, place, width):
     window.open(place / "child" / "report.html")
     window.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert window.run("document.documentElement.scrollWidth") <= width
+    # What stands above a table that is wider than the page can be read, wherever it is scrolled to.
+    window.run("document.querySelectorAll('.scroll').forEach((s) => (s.scrollLeft = 1000))")
+    widest = "Math.max(...[...document.querySelectorAll('.scroll caption span')].map(s => s.{}))"
+    assert 0 < window.run(widest.format("getBoundingClientRect().right")) <= width
+    assert window.run(widest.replace("max", "min").format("getBoundingClientRect().left")) >= 0
 
 
 def test_dark_and_light(window, place):

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxseg.data import leaks
+from jaxseg.data import leaks, sequences
 from jaxseg.data.leaks import find_copies, shared_sequences
 from jaxseg.data.photo_hash import Photos
+from jaxseg.data.sequences import blocks
+from jaxseg.data.streets import Streets
 from tests.dataset_fakes import photos_of, random_photos, real_camvid
 
 
@@ -117,16 +119,72 @@ def test_many_short_sequences_are_judged_together():
 )
 def test_frame_numbers(name, sequence, number):
     photos = dataclasses.replace(random_photos(1, 0), names=(name,))
-    found = leaks._by_sequence(photos)
+    found = sequences.by_sequence(photos)
     assert {key: frames.numbers.tolist() for key, frames in found.items()} == (
         {sequence: [number]} if sequence else {}
     )
 
 
+def test_frames_of_a_drive_in_a_row_are_a_block():
+    order = np.random.default_rng(0).permutation(101)
+    drive = video([f"clip/{2 * i:04d}" for i in range(101)])
+    found = blocks(chosen(drive, order))
+    of_frame = np.empty(101, int)
+    of_frame[order] = found
+    assert np.count_nonzero(np.diff(of_frame)) == 8 and len(set(found.tolist())) == 9, "each in a row"
+    assert set(np.bincount(found).tolist()) == {11, 12}, "the square root, rounded up"
+    assert list(dict.fromkeys(found.tolist())) == list(range(9)), "by their first photos"
+
+
+def test_unrelated_photos_are_blocks_of_one():
+    numbered = dataclasses.replace(random_photos(200, 0), names=tuple(f"img_{i:04d}" for i in range(200)))
+    for photos in (numbered, random_photos(3, 0), random_photos(1, 0)):
+        assert blocks(photos).tolist() == list(range(len(photos)))
+
+
+def test_streets_are_blocks_of_one():
+    streets = Streets(num_train=2, num_val=60, num_test=0, height=64, width=64)
+    items = streets.items("val")
+    names = tuple(item.example_id for item in items)
+    photos = dataclasses.replace(photos_of([streets.read(item)[0] for item in items]), names=names)
+    assert blocks(photos).tolist() == list(range(60))
+
+
+def test_a_short_drive_is_one_block():
+    clips = [video([f"clip{k}a/{i:03d}" for i in range(6)], k, step=2.0) for k in range(80)]
+    fields = ("digests", "structure", "is_flat", "colours")
+    joined = [np.concatenate([getattr(c, key) for c in clips]) for key in fields]
+    found = blocks(Photos(tuple(name for c in clips for name in c.names), *joined))
+    assert found.tolist() == np.arange(80).repeat(6).tolist()
+
+
+def test_cityscapes_names_tell_its_drives():
+    """Whatever the photos look like: its 20th frames of a second each lie far apart."""
+    names = [f"munster_{i:06d}_000019" for i in range(20)] + [f"lindau_{i:06d}_000019" for i in range(5)]
+    found = blocks(dataclasses.replace(random_photos(25, 0), names=tuple(names)))
+    assert found.tolist() == np.repeat(range(5), 5).tolist()
+    inside = dataclasses.replace(random_photos(25, 0), names=tuple(f"val/{n}_leftImg8bit" for n in names))
+    assert blocks(inside).tolist() == found.tolist()
+
+
+def test_blocks_of_real_camvid():
+    """Its val is a clip of one drive; its train has three."""
+    for split, drives in (("val", 1), ("train", 3)):
+        files = sorted(real_camvid().glob(f"{split}/*.png"))
+        photos = photos_of([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        names = tuple(file.stem for file in files)
+        found = blocks(dataclasses.replace(photos, names=names))
+        assert {int(n) for n in np.bincount(found)} <= {9, 10, 11, 12, 16, 17, 18, 19, 20, 21}, split
+        of_drive = [
+            {b for b, name in zip(found, names, strict=True) if name[:6] == d} for d in {n[:6] for n in names}
+        ]
+        assert len(of_drive) == drives and sum(map(len, of_drive)) == found.max() + 1, "none is of two drives"
+
+
 def test_nearest_in_number():
     numbers = np.array([2, 4, 9, 9, 20])
-    assert [leaks._nearest(numbers, n, -1) for n in (0, 2, 5, 8, 100)] == [0, 0, 1, 2, 4]
-    assert [leaks._nearest(numbers, numbers[k], k) for k in range(5)] == [1, 0, 3, 2, 3]
+    assert [sequences._nearest(numbers, n, -1) for n in (0, 2, 5, 8, 100)] == [0, 0, 1, 2, 4]
+    assert [sequences._nearest(numbers, numbers[k], k) for k in range(5)] == [1, 0, 3, 2, 3]
 
 
 def test_folders_named_like_the_split_do_not_hide_a_sequence(tmp_path):

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxseg.data.photo_hash import MIRROR, Photos, read_hashes
+from jaxseg.data.photo_hash import MIRROR, Photos
 from jaxseg.data.records import Records
-from jaxseg.errors import UserError
+from jaxseg.data.sequences import ALIKE, ALIKE_SHORT, ENOUGH, Frames, are_sequences, by_sequence, read_photos
 
 LOW_BITS, ALL_BITS = 10, 56
 """Photos are nearly the same where at most so many of the 63 lowest, and of all 255, signs differ.
@@ -33,19 +31,6 @@ _BLOCK_ROWS, _FIRST_COLUMNS, _BLOCK_COLUMNS = 16, 512, 8192
 
 The first block is small, since most photos of a still camera find their copy in it.
 """
-
-_ALIKE, _ALIKE_SHORT = 0.8, 0.7
-"""Share of other frames than which the nearest in number has to look nearer; 0.5 by chance.
-
-Measured on CamVid: 0.91 to 1.0 within its drives, 0.94 for the frames of val against those of train 1 to 5 s
-away, at most 0.61 where its numbers are shuffled, 0.12 to 0.69 between two drives that are numbered as one.
-Short sequences look alike as a whole, so that their ranks tell less: 0.77 to 0.88 for clips of 4 to 16 s.
-"""
-_SIGMAS = 6.0
-"""CamVid's drives reach 10 and more, shuffled numbers 3 at most."""
-_ENOUGH = 8
-"""Frames in each split from which on a sequence is judged by itself."""
-_MOST_ROWS, _MOST_OTHERS = 512, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +67,9 @@ def describe_leaks(source: str, splits: Mapping[str, Records]) -> list[str]:
 
     One reassuring line where there is nothing. Raises UserError where a manifest's hashes are broken.
     """
-    photos = {split: _photos(splits[split]) for split in sorted(splits, key=lambda split: split != "train")}
+    photos = {
+        split: read_photos(splits[split]) for split in sorted(splits, key=lambda split: split != "train")
+    }
     lines = []
     for a, b in itertools.combinations(photos, 2):
         sequences = shared_sequences(_plain_names(a, photos[a]), _plain_names(b, photos[b]))
@@ -115,16 +102,16 @@ def shared_sequences(reference: Photos, photos: Photos) -> list[SharedSequence]:
     and no number may stand in both splits with different photos, as it does where two videos are numbered
     alike. Sequences of few frames are judged together.
     """
-    ours, theirs = _by_sequence(photos), _by_sequence(reference)
+    ours, theirs = by_sequence(photos), by_sequence(reference)
     short, found = [], []
     for name in sorted(ours.keys() & theirs.keys()):
         if _numbers_clash(reference, theirs[name], photos, ours[name]):
             continue
-        if min(len(ours[name].numbers), len(theirs[name].numbers)) < _ENOUGH:
+        if min(len(ours[name].numbers), len(theirs[name].numbers)) < ENOUGH:
             short.append(name)
-        elif _are_sequences(reference, photos, [(theirs[name], ours[name])], _ALIKE):
+        elif are_sequences(reference, photos, [(theirs[name], ours[name])], ALIKE):
             found.append(name)
-    if _are_sequences(reference, photos, [(theirs[name], ours[name]) for name in short], _ALIKE_SHORT):
+    if are_sequences(reference, photos, [(theirs[name], ours[name]) for name in short], ALIKE_SHORT):
         found += short
     sequences = (SharedSequence(name, len(ours[name].numbers)) for name in found)
     return sorted(sequences, key=lambda sequence: (-sequence.frames, sequence.name))
@@ -189,25 +176,6 @@ def _block_edges(count: int) -> list[int]:
 # Sequences.
 
 
-class _Frames(NamedTuple):
-    positions: np.ndarray
-    """[N] int64 among the split's photos, by number."""
-    numbers: np.ndarray
-    """[N] int64, ascending."""
-
-
-_FRAME = re.compile(r"(.*(?<![0-9]))([0-9]{1,18})([_.-][A-Za-z][^/]*)?", re.DOTALL)
-"""A number at the end, or before a last word: 0016E5_08640, a/frame7.png, ulm_000000_000019_leftImg8bit."""
-
-
-def _by_sequence(photos: Photos) -> dict[str, _Frames]:
-    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for position, name in enumerate(photos.names):
-        if match := _FRAME.fullmatch(name):
-            found[f"{match[1]}*{match[3] or ''}"].append((int(match[2]), position))
-    return {name: _Frames(*np.array(sorted(frames), np.int64).T[::-1]) for name, frames in found.items()}
-
-
 def _plain_names(split: str, photos: Photos) -> Photos:
     """Without folders that are called like the split, which would tell frames of one sequence apart."""
     paths = (name.split("/") for name in photos.names)
@@ -215,7 +183,7 @@ def _plain_names(split: str, photos: Photos) -> Photos:
     return dataclasses.replace(photos, names=names)
 
 
-def _numbers_clash(reference: Photos, theirs: _Frames, photos: Photos, ours: _Frames) -> bool:
+def _numbers_clash(reference: Photos, theirs: Frames, photos: Photos, ours: Frames) -> bool:
     """Whether different photos have one number."""
     _, i, j = np.intersect1d(theirs.numbers, ours.numbers, return_indices=True)
     a, b = theirs.positions[i], ours.positions[j]
@@ -223,75 +191,7 @@ def _numbers_clash(reference: Photos, theirs: _Frames, photos: Photos, ours: _Fr
     return bool(((differing > ALL_BITS) & (reference.digests[a] != photos.digests[b])).any())
 
 
-def _are_sequences(
-    reference: Photos, photos: Photos, frames: Sequence[tuple[_Frames, _Frames]], alike: float
-) -> bool:
-    rng = np.random.default_rng(0)
-    within, across = _Nearness(), _Nearness()
-    for theirs, ours in frames:
-        across.add(photos, ours, reference, theirs, rng)
-        within.add(reference, theirs, reference, theirs, rng)
-        within.add(photos, ours, photos, ours, rng)
-    return within.is_certain and within.mean >= alike and across.mean >= alike
-
-
-class _Nearness:
-    """How often a frame's nearest in number is nearer in colours too than another frame of the sequence.
-
-    The scores are ranks; where the numbers mean nothing, each rank is as likely (mean 0.5).
-    """
-
-    def __init__(self) -> None:
-        self._scores: list[float] = []
-        self._variance = 0.0
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self._scores)) if self._scores else 0.0
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether chance gives such a mean less than once in a million."""
-        return sum(s - 0.5 for s in self._scores) > _SIGMAS * self._variance**0.5
-
-    def add(
-        self, photos: Photos, ours: _Frames, others: Photos, theirs: _Frames, rng: np.random.Generator
-    ) -> None:
-        is_self = ours is theirs
-        count = len(theirs.numbers)
-        if count < 2 + is_self:
-            return
-        rows = rng.permutation(len(ours.numbers))[:_MOST_ROWS]
-        for row in rows:
-            near = _nearest(theirs.numbers, ours.numbers[row], row if is_self else -1)
-            rest = np.delete(np.arange(count), [near, row] if is_self else [near])
-            rest = rng.permutation(rest)[:_MOST_OTHERS] if len(rest) > _MOST_OTHERS else rest
-            colours = others.colours[theirs.positions[np.append(rest, near)]].astype(np.int64)
-            distances = np.abs(colours - photos.colours[ours.positions[row]]).sum(axis=1)
-            farther = (distances[:-1] > distances[-1]) + 0.5 * (distances[:-1] == distances[-1])
-            self._scores.append(float(farther.mean()))
-            # Of a rank among m + 1, scaled to 0..1.
-            self._variance += (len(rest) + 2) / (12 * len(rest))
-
-
-def _nearest(numbers: np.ndarray, number: int, leave_out: int) -> int:
-    """Position in ascending `numbers` of the one nearest to `number`, but for position `leave_out`."""
-    after = int(np.searchsorted(numbers, number))
-    around = (k for k in range(after - 1, after + 2) if 0 <= k < len(numbers) and k != leave_out)
-    return min(around, key=lambda k: abs(int(numbers[k]) - int(number)))
-
-
 # Words.
-
-
-def _photos(records: Records) -> Photos:
-    manifest = records.manifest
-    try:
-        return read_hashes(manifest.example_ids, manifest.photo_hashes)
-    except ValueError as e:
-        raise UserError(
-            f"{records.directory} has a manifest with broken hashes ({e}); remove it and run `jaxseg prepare`"
-        ) from None
 
 
 def _sequence_lines(

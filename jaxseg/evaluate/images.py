@@ -84,6 +84,8 @@ class Scored:
     """[N] int32, rising."""
     example_names: tuple[str, ...]
     """What the source calls them."""
+    block_n: np.ndarray
+    """[N] int64: the block that each is drawn with, `data.sequences.blocks`."""
     sizes: dict[str, Images]
     """TRAINING, and SOURCE where the split has labels of that size."""
 
@@ -102,6 +104,7 @@ def write_images(path: Path, scored: Scored) -> None:
         "mapping_hash": np.array(scored.mapping_hash),
         "example_ids": scored.example_ids.astype(np.int32),
         "example_names": np.array(scored.example_names),
+        "block": scored.block_n.astype(np.int64),
         **packed(scored.sizes),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +146,8 @@ def read_images(workdir: Path, split: str) -> Scored:
             mapping_hash=str(arrays["mapping_hash"]),
             example_ids=arrays["example_ids"],
             example_names=tuple(arrays["example_names"].tolist()),
+            # Of older files every image was drawn by itself.
+            block_n=arrays["block"] if "block" in arrays else np.arange(len(arrays["example_ids"])),
             sizes=unpacked(arrays),
         )
         _check(scored)
@@ -165,6 +170,9 @@ def _check(scored: Scored) -> None:
     }
     if TRAINING not in scored.sizes or n == 0 or len(scored.example_names) != n:
         raise ValueError("it holds no images")
+    block_n = scored.block_n
+    if block_n.shape != (n,) or block_n.dtype.kind != "i" or not 0 <= block_n.min() <= block_n.max() < n:
+        raise ValueError("its blocks are not one an image")
     for images in scored.sizes.values():
         for name, shape in shapes.items():
             array = getattr(images, name)

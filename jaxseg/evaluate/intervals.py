@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.evaluate.images import SOURCE, TRAINING, Images, Scored, SourceLabel
-from jaxseg.metrics.bootstrap import RESAMPLES, SEED, intervals, resampled_sums, strata
+from jaxseg.metrics.bootstrap import RESAMPLES, SEED, drawn_units, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.calibration import expected_calibration_error
 from jaxseg.metrics.object_size import SIZES, iou_by_size
 from jaxseg.metrics.ratios import Counts, class_ratios, mean_over_classes, ratio, whole_ratios
@@ -38,9 +38,12 @@ class Figure(NamedTuple):
     high: float | None
 
 
-def figures_json(images: Images, classes: Sequence[str]) -> dict[str, Any]:
-    """What eval/SPLIT.json holds of one size: `whole` and `classes` by name, each {value, low, high}."""
-    found = figures(images)
+def figures_json(images: Images, classes: Sequence[str], block_n: np.ndarray | None = None) -> dict[str, Any]:
+    """What eval/SPLIT.json holds of one size: `whole` and `classes` by name, each {value, low, high}.
+
+    block_n: which images are drawn together, see `figures`.
+    """
+    found = figures(images, block_n)
     rows = {name: figure._asdict() for name, figure in found.items() if isinstance(figure, Figure)}
     labelled_nc = images.labelled
     of_classes = {}
@@ -53,6 +56,7 @@ def figures_json(images: Images, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "size": None if images.one_size is None else list(images.one_size),
         "images": len(images.size),
+        "blocks": len(images.size) if block_n is None else int(block_n.max()) + 1,
         "seed": SEED,
         "resamples": RESAMPLES,
         "whole": rows,
@@ -61,12 +65,19 @@ def figures_json(images: Images, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def figures(images: Images) -> dict[str, Figure | list[Figure]]:
-    """By name; a list, one a class, under names that begin with `class_`. One image has no intervals."""
-    statistics = _statistics(images)
+def figures(images: Images, block_n: np.ndarray | None = None) -> dict[str, Figure | list[Figure]]:
+    """By name; a list, one a class, under names that begin with `class_`. One block has no intervals.
+
+    block_n: [N] of `Scored`, the block that each image is drawn with; by default each is one by itself.
+    """
+    if block_n is None:
+        block_n = np.arange(len(images.size))
+    statistics = {name: summed(value, block_n) for name, value in _statistics(images).items()}
     values = _figures({name: value.sum(axis=0) for name, value in statistics.items()})
     lows, highs = {}, {}
-    for name, drawn in _resampled_figures(statistics, strata(images.labelled), values).items():
+    for name, drawn in _resampled_figures(
+        statistics, strata(summed(images.labelled, block_n)), values
+    ).items():
         lows[name], highs[name] = intervals(drawn)
     return {name: figure_of(value, lows[name], highs[name]) for name, value in values.items()}
 
@@ -76,6 +87,8 @@ class Difference(NamedTuple):
 
     name: str
     change: Figure
+    drawn: str = "images"
+    """What the bootstrap drew."""
 
     def __str__(self) -> str:
         value, low, high = self.change
@@ -83,16 +96,22 @@ class Difference(NamedTuple):
             return f"n/a  {self.name}: not defined for both"
         shown = f"{_points(value, '+')} {self.name}"
         if low is None or high is None:
-            return f"{shown}: too few images to say more"
+            return f"{shown}: too few {self.drawn} to say more"
         verdict = "not significant" if low <= 0.0 <= high else "significant"
         return f"{shown} [{_points(low)}, {_points(high)}]: {verdict}"
 
 
-def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) -> list[Difference]:
+def differences(
+    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], block_n: np.ndarray | None = None
+) -> list[Difference]:
     """Paired bootstrap of mIoU and of each class's IoU, from confusion matrices [N, C, C] of the same images.
 
-    Both runs are scored on the same resamples, so that what is hard for both cancels out.
+    Both runs are scored on the same resamples, so that what is hard for both cancels out. block_n: which
+    images are drawn together, see `figures`.
     """
+    if block_n is None:
+        block_n = np.arange(len(ours))
+    ours, theirs = summed(ours, block_n), summed(theirs, block_n)
     stratum_n = strata(ours.sum(axis=-1))
     values, drawn = [], []
     for confusion in (ours, theirs):
@@ -107,11 +126,12 @@ def differences(ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) ->
     names = ["mIoU", *(f"IoU of {name}" for name in classes)]
     changes = figure_of(np.array([mean_over_classes(change_c), *change_c]), low, high)
     assert isinstance(changes, list)
-    return [Difference(name, change) for name, change in zip(names, changes, strict=True)]
+    what = drawn_units(block_n) if len(block_n) >= _FEWEST_IMAGES else "images"
+    return [Difference(name, change, what) for name, change in zip(names, changes, strict=True)]
 
 
 def change_intervals(values: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """`intervals` of a difference between two runs on so many images; NaN where these are too few."""
+    """`intervals` of a difference between two runs on so many images or blocks; NaN for too few."""
     return intervals(values if images >= _FEWEST_IMAGES else np.full_like(values, np.nan))
 
 
@@ -156,6 +176,8 @@ def check_same_labels(labels: Mapping[str, SourceLabel], theirs: Scored, where: 
 def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Difference]]:
     """`differences` at each size that both were scored at. Raises UserError where there is none."""
     check_same_images(ours, theirs, where)
+    # The same, unless one was written before there were blocks.
+    block_n = min(ours.block_n, theirs.block_n, key=np.max)
     found = {}
     for size in (TRAINING, SOURCE):
         if size not in ours.sizes or size not in theirs.sizes:
@@ -166,7 +188,7 @@ def compared(ours: Scored, theirs: Scored, where: str) -> dict[str, list[Differe
         if not np.array_equal(mine.labelled, other.labelled):
             at = np.flatnonzero((mine.labelled != other.labelled).any(axis=1))[0]
             raise _other_labels(where, ours.example_names[at], size)
-        found[size] = differences(mine.confusion, other.confusion, ours.classes)
+        found[size] = differences(mine.confusion, other.confusion, ours.classes, block_n)
     if not found:
         raise _nothing_to_compare(where, ours.split)
     return found
@@ -187,7 +209,7 @@ def _nothing_to_compare(where: str, split: str) -> UserError:
 
 
 def _statistics(images: Images) -> dict[str, np.ndarray]:
-    """[N, ...] each, all that figures are made of; adds up over images."""
+    """[N, ...] each, all that figures are made of; adds up over images, exactly."""
     return {
         "counts": np.stack(Counts.of(images.confusion), axis=1),
         "boundary": np.stack(

@@ -3,11 +3,28 @@
 B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3, percentile intervals: a
 split is drawn again and again from its own images, with replacement; of what the figure then is, the middle
 95 % are the interval. Images, not pixels, are drawn: pixels of one image go wrong together. What images do
-not say, how a training run with another seed would score, is not in it. It is too narrow for few images, and
-for frames of one drive, which go wrong together as well.
+not say, how a training run with another seed would score, is not in it. It is too narrow for few images.
 
-Images are drawn within two strata, those with and those without the rarest class that between 10 and 90 % of
-them have, so that every resample holds it as often as the split does.
+Frames of one drive go wrong together as well, so that a drive is drawn in blocks of frames in a row: what
+adds up over images is summed over blocks, and these are what is drawn (E. Carlstein, "The use of subseries
+values for estimating the variance of a general statistic from a stationary sequence", Ann. Stat. 14(3), 1986;
+H. R. Künsch, "The jackknife and the bootstrap for general stationary observations", Ann. Stat. 17(3), 1989;
+whole short drives: C. A. Field, A. H. Welsh, "Bootstrapping clustered data", J. R. Stat. Soc. B 69(3), 2007).
+A block is as long as the square root of the number of images, so that length and number grow alike. Measured
+on means of frames whose correlation falls by a factor a frame (200 trials), of 95 % intervals so many held
+the truth, with single images and with blocks:
+
+    frames  factor  single  blocks
+    101     0.0     93 %    91 %
+    101     0.5     77 %    88 %
+    101     0.8     53 %    81 %
+    1000    0.8     49 %    93 %
+    1000    0.9     34 %    91 %
+
+So the interval of one short drive stays too narrow, and none says anything of another drive than the split's.
+
+Images (or blocks) are drawn within two strata, those with and those without the rarest class that between 10
+and 90 % of them have, so that every resample holds it as often as the split does.
 """
 
 from __future__ import annotations
@@ -26,6 +43,18 @@ _DEFINED = 0.9
 """Share of the resamples that a figure has to be defined in. Of e^-k of them no image is one of a class of k:
 37 and 14 % for one and two images, of which no interval can be told, 5 % for three."""
 _BLOCK = 1 << 22
+
+
+def summed(values: np.ndarray, block_n: np.ndarray) -> np.ndarray:
+    """[B, ...] of [N, ...]: sums over the images of each block; block_n [N]: 0 to B - 1."""
+    sums = np.zeros((int(block_n.max()) + 1, *values.shape[1:]), values.dtype)
+    np.add.at(sums, block_n, values)
+    return sums
+
+
+def drawn_units(block_n: np.ndarray) -> str:
+    """Over what the bootstrap goes, for people."""
+    return "images" if len(block_n) == block_n.max() + 1 else "blocks of frames in a row"
 
 
 def strata(labelled_nc: np.ndarray) -> np.ndarray:

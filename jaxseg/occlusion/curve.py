@@ -13,17 +13,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jaxseg.data.sequences import blocks, read_photos
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
 from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
+from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
-from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata
+from jaxseg.metrics.bootstrap import RESAMPLES, drawn_units, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
 from jaxseg.occlusion.picture import draw_curves
-from jaxseg.score import Opened, open_run
+from jaxseg.score import open_run
 from jaxseg.types import HostBatch
 
 SHARES = tuple(tenth / 10 for tenth in range(8))
@@ -34,11 +36,13 @@ class Curve:
     """Of a run and a class."""
 
     counts_nsk: np.ndarray
-    """[N, shares, 3] int64: the class's hits, labelled and predicted pixels in each image; additive."""
+    """[N, shares, 3] int64: the class's hits, labelled and predicted pixels in each block; additive."""
     stratum_n: np.ndarray
-    """[N] bool, for the bootstrap."""
+    """[N] bool, for the bootstrap over blocks."""
     tallies: tuple[Tally, ...]
     """One a share."""
+    drawn: str = "images"
+    """What the bootstrap draws."""
 
     @property
     def is_empty(self) -> bool:
@@ -66,7 +70,7 @@ class Curve:
         change_s = _iou(self.counts_nsk.sum(axis=0)) - _iou(other.counts_nsk.sum(axis=0))
         changes = figure_of(change_s, low_s, high_s)
         return [
-            Difference(f"IoU of {name} at {share:.0%} covered", change)
+            Difference(f"IoU of {name} at {share:.0%} covered", change, self.drawn)
             for share, change in zip(SHARES, changes, strict=True)
         ]
 
@@ -129,7 +133,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
     with tqdm(desc="covering", total=passes, unit=" passes", disable=None, leave=False) as bar:
         bare_ncc = _confusion(opened, options, covers)
         bar.update()
-        labelled_nc = bare_ncc.sum(axis=-1)
+        block_n = blocks(read_photos(opened.data.records[options.split]))
+        labelled_nc = summed(bare_ncc.sum(axis=-1), block_n)
         curves = {}
         for name, tally in bare.items():
             class_id, tallies, counts = names.index(name), [tally], [_counts(bare_ncc, names.index(name))]
@@ -139,7 +144,8 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
                     confusion_ncc = _confusion(opened, options, [_Cover(class_id, share, tallies[-1])])
                     counts.append(_counts(confusion_ncc, class_id))
                 bar.update()
-            curves[name] = Curve(np.stack(counts, axis=1), strata(labelled_nc), tuple(tallies))
+            counts_nsk = summed(np.stack(counts, axis=1), block_n)
+            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies), drawn_units(block_n))
     return curves
 
 
@@ -202,12 +208,11 @@ class _Cover(NamedTuple):
 
 def _confusion(opened: Opened, options: Options, covers: Sequence[_Cover]) -> np.ndarray:
     """[N, C, C] of the split with objects covered, counted as every evaluation counts."""
-    run, data, learned = opened
+    run, data = opened.run, opened.data
     change = partial(_covered, covers=covers, options=options)
     stream = run.experiment.eval_stream(data, options.split, change)
-    state = run.inference_state(learned.variables)
     return evaluate(
-        run.eval_step, state, stream, loss=run.loss, fetch=run.experiment.parallel.fetch
+        run.eval_step, opened.state(), stream, loss=run.loss, fetch=run.experiment.parallel.fetch
     ).confusion_ncc
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg.evaluate.intervals import Figure
+from jaxseg.figures import covering
 from jaxseg.files import replacing
 
 _ACROSS = 4
@@ -30,7 +31,9 @@ def draw_curves(
         for run, curves in lines.items():
             _draw(axes, shares, curves[name], run)
         axes.set_title(name, fontsize=11, loc="left")
-        axes.set(xlabel=f"covered by {fill}, % of each object's pixels", ylabel="IoU", ylim=(0, None))
+        axes.set(
+            xlabel=f"covered by {covering(fill)}, % of each object's pixels", ylabel="IoU", ylim=(0, None)
+        )
         axes.grid(color="#e8e8e8", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:

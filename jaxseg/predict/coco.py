@@ -79,8 +79,12 @@ def _region(geometry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     place = {"area": area, "bbox": [left, top, right - left, bottom - top], "iscrowd": int(bool(holes))}
     if not holes:
         return {"segmentation": [outline.ravel().tolist()], **place}
-    mask_hw = rasterize([geometry], out_shape=size)
-    return {"segmentation": {"size": list(size), "counts": run_lengths(mask_hw)}, **place}
+    # Within its box alone: a region is small beside its photo, and there are many.
+    inside = [(ring - (left, top)).tolist() for ring in (outline, *holes)]
+    box = (int(bottom - top), int(right - left))
+    mask_hw = rasterize([{"type": "Polygon", "coordinates": inside}], out_shape=box)
+    counts = run_lengths(mask_hw, (int(top), int(left)), size)
+    return {"segmentation": {"size": list(size), "counts": counts}, **place}
 
 
 def _area(ring_n2: np.ndarray) -> float:
@@ -89,8 +93,16 @@ def _area(ring_n2: np.ndarray) -> float:
     return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
 
 
-def run_lengths(mask_hw: np.ndarray) -> list[int]:
-    """Lengths of the runs of 0, 1, 0, ... of a mask, column by column, as COCO counts them."""
-    flat = mask_hw.astype(bool).ravel(order="F")
-    ends = np.flatnonzero(np.diff(flat, prepend=False))
-    return np.diff([0, *ends, len(flat)]).tolist()
+def run_lengths(mask_hw: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> list[int]:
+    """Lengths of the runs of 0, 1, 0, ... column by column, as COCO counts them, of an image of `size`.
+
+    Its pixels are 0 but for a mask with its upper left pixel at `corner` (row, column).
+    """
+    top, left = corner
+    height, width = size
+    changes_hw = np.diff(np.pad(mask_hw.astype(bool), ((1, 1), (0, 0))), axis=0)
+    column, row = np.nonzero(changes_hw.T)
+    # At the foot of a column and at the head of the next one: a run that goes on changes nothing there.
+    ends, times = np.unique((left + column) * height + top + row, return_counts=True)
+    ends = ends[(times == 1) & (ends < height * width)]
+    return np.diff([0, *ends, height * width]).tolist()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxseg.figures import covering
 from jaxseg.report.stored import StoredRun
 
 _ALIKE = ("fill", "min_pixels", "seed", "split", "images")
@@ -46,5 +47,9 @@ def covered(runs: Sequence[StoredRun], split: str) -> Covered:
             notes.append(f"{run.name}: its occlusion curve is left out, of {'; '.join(other)}")
         else:
             curves[number] = curve
-    how = "" if base is None else f"by {base['fill']}, objects of {base['min_pixels']:,} pixels or more"
+    how = (
+        ""
+        if base is None
+        else f"by {covering(base['fill'])}, objects of {base['min_pixels']:,} pixels or more"
+    )
     return Covered(dict(sorted(curves.items())), how, tuple(reversed(notes)))

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.experiment import load_recipe, plain, read_config
+from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import flat
-from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import StoredRun
 from jaxseg.summary import count_parameters
 
@@ -44,7 +44,7 @@ class Times:
     wait_share: float | None
 
 
-def sentence(run: StoredRun, model: Shown | None) -> str:
+def sentence(run: StoredRun, model: Opened | None) -> str:
     """What was trained, on what, from what."""
     config = run.config
     height, width = config["dataset"]["image_size"]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from jaxseg.errors import one_line
+from jaxseg.experiment.opened import Opened
 from jaxseg.figures import colourise
 from jaxseg.report.choice import Ranking, choose, rank
 from jaxseg.report.encoding import ids_text, map_uri, photo_uri
-from jaxseg.report.pictures import Picture, Shown, Survey, predicted, survey
+from jaxseg.report.pictures import Picture, Survey, predicted, predictor, survey
 from jaxseg.report.regions import Cell, cells_to_open
 from jaxseg.report.stored import StoredRun
 from jaxseg.types import ClassTable
@@ -39,7 +40,7 @@ class Hero:
 class Gallery:
     """Images of a split with what runs make of them; `survey` is of more images than are shown."""
 
-    models: tuple[Shown, ...]
+    models: tuple[Opened, ...]
     numbers: tuple[int, ...]
     """Of these models' runs on the page."""
     survey: Survey
@@ -58,7 +59,7 @@ class Gallery:
 
 def make_gallery(
     runs: Sequence[StoredRun],
-    models: Sequence[Shown | str],
+    models: Sequence[Opened | str],
     classes: ClassTable,
     split: str,
     *,
@@ -72,9 +73,9 @@ def make_gallery(
     numbers, notes = _pictured(runs, models, split)
     if not numbers:
         return "; ".join(notes)
-    chosen_models = [m for m in (models[n] for n in numbers) if isinstance(m, Shown)]
+    chosen_models = [m for m in (models[n] for n in numbers) if isinstance(m, Opened)]
     data = chosen_models[-1].data
-    predictors = [model.predictor() for model in chosen_models]
+    predictors = [predictor(model) for model in chosen_models]
     cells = [cells_to_open(np.array(runs[n].evaluation["confusion_matrix"])) for n in numbers]
     found = survey(data, split, predictors, cells)
     notes += _differing(runs, numbers, found)
@@ -114,12 +115,12 @@ def make_gallery(
 
 
 def _pictured(
-    runs: Sequence[StoredRun], models: Sequence[Shown | str], split: str
+    runs: Sequence[StoredRun], models: Sequence[Opened | str], split: str
 ) -> tuple[list[int], list[str]]:
     """(numbers of the runs whose predictions can be shown side by side, why the others can't)."""
     numbers: list[int] = []
     notes = []
-    base: Shown | None = None
+    base: Opened | None = None
     for n in reversed(range(len(runs))):
         model = models[n]
         if isinstance(model, str):

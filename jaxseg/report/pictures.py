@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jaxseg.checkpoints import Pretrained
 from jaxseg.data.labels import without_void
 from jaxseg.errors import one_line
-from jaxseg.experiment import Data, Run
+from jaxseg.experiment import Data
+from jaxseg.experiment.opened import Opened
 from jaxseg.metrics import host_confusion_matrix
 from jaxseg.report.regions import Cell, Region, Regions
 
@@ -21,26 +21,18 @@ _MOST_SURVEYED = 500
 """Images of a split that are looked at."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A stored run, opened with its data, and what its scored checkpoint has learned."""
-
-    run: Run
-    data: Data
-    learned: Pretrained
-
-    def predictor(self) -> Predict:
-        """[B, H, W, 3] uint8 -> [B, H, W] uint8 ids, compiled once."""
-        place, state = self.run.experiment.parallel, self.run.inference_state(self.learned.variables)
-
-        def predict(image_bhwc: np.ndarray) -> np.ndarray:
-            images = place.place_images(image_bhwc.astype(np.float32) / np.float32(255))
-            return np.asarray(self.run.predict_step(state, images)).astype(np.uint8)
-
-        return predict
-
-
 Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def predictor(opened: Opened) -> Predict:
+    """[B, H, W, 3] uint8 -> [B, H, W] uint8 ids, compiled once."""
+    run, state = opened.run, opened.state()
+
+    def predict(image_bhwc: np.ndarray) -> np.ndarray:
+        images = run.experiment.parallel.place_images(image_bhwc.astype(np.float32) / np.float32(255))
+        return np.asarray(run.predict_step(state, images)).astype(np.uint8)
+
+    return predict
 
 
 @dataclasses.dataclass(frozen=True)

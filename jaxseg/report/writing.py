@@ -11,11 +11,11 @@ import jaxseg
 from jaxseg import figures
 from jaxseg.errors import one_line
 from jaxseg.evaluate.images import SOURCE, TRAINING
+from jaxseg.experiment.opened import Opened
 from jaxseg.files import write_text
 from jaxseg.report import charts, covered, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
 from jaxseg.report.gallery import Gallery, make_gallery
-from jaxseg.report.pictures import Shown
 from jaxseg.report.stored import StoredRun, check_comparable, named_apart
 from jaxseg.types import ClassTable
 
@@ -26,7 +26,7 @@ _MOST_IMAGES = 60
 
 
 def write_report(
-    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str, output: Path
+    runs: Sequence[StoredRun], models: Sequence[Opened | str], classes: ClassTable, split: str, output: Path
 ) -> int:
     """Writes the page of these runs, whole or not at all; returns its bytes, below 15 million.
 
@@ -54,14 +54,14 @@ def write_report(
 
 def _context(
     runs: Sequence[StoredRun],
-    models: Sequence[Shown | str],
+    models: Sequence[Opened | str],
     classes: ClassTable,
     split: str,
     gallery: Gallery | str,
 ) -> dict[str, Any]:
     """What the template is filled with."""
     main = runs[-1]
-    model = models[-1] if isinstance(models[-1], Shown) else None
+    model = models[-1] if isinstance(models[-1], Opened) else None
     worst, best = tables.extremes(main)
     pairs = paired.paired(runs, split)
     measured = [run.evaluation["figures"] for run in runs]
@@ -85,6 +85,7 @@ def _context(
         "apart": pairs.apart,
         "heads": tables.heads(runs),
         "whole": tables.whole_table(runs),
+        "drawn": _drawn(main.evaluation["figures"][TRAINING]),
         "more": tables.more_by_class(main),
         "same_size": all(figures[SOURCE] == figures[TRAINING] for figures in measured),
         "source_rows": tables.class_rows(runs, classes, pairs, SOURCE) if at_source else None,
@@ -106,6 +107,13 @@ def _context(
     }
 
 
+def _drawn(figures: Mapping[str, Any]) -> str:
+    """Over what the bootstrap goes; what was scored before there were blocks says nothing of them."""
+    if "blocks" not in figures or figures["blocks"] == figures["images"]:
+        return "images"
+    return f"{figures['blocks']:,} blocks of frames in a row"
+
+
 def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[StoredRun, list[Any]]]:
     matrices = []
     for number, run in enumerate(runs):
@@ -117,10 +125,10 @@ def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[S
 
 
 def _shares(
-    runs: Sequence[StoredRun], models: Sequence[Shown | str], classes: ClassTable, split: str
+    runs: Sequence[StoredRun], models: Sequence[Opened | str], classes: ClassTable, split: str
 ) -> dict[str, Any]:
     """Of each class: its share of the labelled pixels in train and in the split, its weights in losses."""
-    model = models[-1] if isinstance(models[-1], Shown) else None
+    model = models[-1] if isinstance(models[-1], Opened) else None
     train = None if model is None else _normalised(model.learned.meta.train_pixels)
     scored = _normalised([sum(row) for row in runs[-1].evaluation["confusion_matrix"]])
     weights = [
