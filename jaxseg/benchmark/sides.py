@@ -167,6 +167,7 @@ def check_twin(experiment: Experiment) -> None:
         ("optim.weight_decay", config.optim.weight_decay, 0.0),
         ("optim.clip_norm", config.optim.clip_norm, 0.0),
         ("optim.freeze", tuple(config.optim.freeze), ()),
+        ("optim.multipliers", tuple(config.optim.multipliers), ()),
         ("train.accumulate", config.train.accumulate, 1),
         ("train.ema_decay", config.train.ema_decay, 0.0),
     ]
