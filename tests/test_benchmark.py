@@ -137,10 +137,10 @@ def test_prediction_is_measured_beside_the_forward_passes_in_it(tmp_path, capsys
     output = tmp_path / "figures.json"
     status, printed = benchmark(capsys, "--what=predict", f"--output={output}")
     assert status == 0, printed
-    # Twice the batch of two photos, a call to warm up and a round each.
-    assert len(written) == 4 and {len(names) for names in written} == {8}
+    # Six times the batch of two photos, a call to warm up and a round each.
+    assert len(written) == 4 and {len(names) for names in written} == {24}
     figures = json.loads(output.read_text())["predict"]
-    assert figures["jaxseg"]["images_per_s"] == pytest.approx(4 / figures["jaxseg"]["median_s"])
+    assert figures["jaxseg"]["images_per_s"] == pytest.approx(12 / figures["jaxseg"]["median_s"])
     assert re.search(r"\nprediction +[\d,.]+ ms +[\d.,]+  .* ms; forward / ours \d", printed)
 
 

@@ -58,7 +58,7 @@ def test_the_gradient_by_matmul_is_the_librarys(shape, planted):
     ids=["narrow", "wide", "wider", "one pixel"],
 )
 def test_the_module_is_the_librarys_in_values_and_gradients(ours, window, channels):
-    x, target = _normal(0, 2, 6, 8, channels), _normal(1, 2, 6, 8, ours.features)
+    x, target = _normal(0, 2, 16, 18, channels), _normal(1, 2, 16, 18, ours.features)
     theirs = nn.Conv(ours.features, (window, window), padding="SAME")
     variables = theirs.init(jax.random.key(0), x)
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, ours.init(jax.random.key(0), x))))
@@ -71,7 +71,7 @@ def test_the_module_is_the_librarys_in_values_and_gradients(ours, window, channe
 
     expected = jax.value_and_grad(value, argnums=(1, 2))(theirs, variables, x)
     found = jax.value_and_grad(value, argnums=(1, 2))(ours, variables, x)
-    atol = 1e-6 * channels
+    atol = 3e-6 * channels  # of sums of 9 products a channel
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), found, expected)
 
 
@@ -109,19 +109,20 @@ def test_tiles_give_the_librarys_convolution_and_gradients(shape, planted):
 @pytest.mark.parametrize(
     ("channels", "side", "dtype", "platform", "by_matmul", "tiles"),
     [
-        (128, 8, "float32", "cpu", True, True),
-        (127, 8, "float32", "cpu", True, False),
-        (128, 7, "float32", "cpu", True, False),
-        (128, 8, "bfloat16", "cpu", True, False),
-        (128, 8, "float32", "cuda", True, False),
-        (128, 8, "float32", "cpu", False, False),
+        (128, 16, "float32", "cpu", True, True),
+        (127, 16, "float32", "cpu", True, False),
+        (128, 14, "float32", "cpu", True, False),
+        (128, 17, "float32", "cpu", True, False),
+        (128, 16, "bfloat16", "cpu", True, False),
+        (128, 16, "float32", "cuda", True, False),
+        (128, 16, "float32", "cpu", False, False),
     ],
 )
 def test_tiles_are_for_wide_convolutions_of_float32_on_a_cpu(
     channels, side, dtype, platform, by_matmul, tiles
 ):
     module = Conv3x3(128, dtype, by_matmul)
-    x = jax.ShapeDtypeStruct((2, side, 8, channels), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, side, 16, channels), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
 
     def program(function):

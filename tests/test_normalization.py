@@ -34,7 +34,7 @@ def _variables():
 @pytest.mark.parametrize("planted", [False, True])
 def test_values_statistics_and_gradients_are_the_librarys(running, planted):
     ours, theirs = _pair(use_running_average=running)
-    # Far from zero, where a mean that is taken off too late would show.
+    # Off zero, where a mean that is not taken off would show.
     x, offset, target = _numbers(4, *SHAPE) * 2 + 3, _numbers(5, SHAPE[-1]), _numbers(6, *SHAPE)
     variables = _variables()
 
@@ -97,3 +97,18 @@ def test_a_gradient_takes_an_activation_less_at_each_convolution():
 
     # What the last one needs is made when the rest is at its peak.
     assert round(activations(by_theirs) - activations(by_ours)) >= convolutions - 1
+
+
+def test_a_gradient_in_half_precision_keeps_no_copy_in_float32():
+    ours, _ = _pair(use_running_average=False, dtype=jnp.dtype("bfloat16"))
+    x, variables = jnp.asarray(_numbers(0, *SHAPE), jnp.bfloat16), _variables()
+
+    def loss(x):
+        y, _ = ours.apply(variables, x, jnp.zeros(SHAPE[-1], jnp.bfloat16), mutable=["batch_stats"])
+        return jnp.square(y).sum()
+
+    _, backward = jax.vjp(loss, x)
+    kept = {
+        (a.dtype.name, a.shape) for a in jax.tree.leaves(backward) if a.ndim == x.ndim and a.size >= x.size
+    }
+    assert kept == {("bfloat16", SHAPE)}

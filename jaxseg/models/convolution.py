@@ -29,6 +29,9 @@ _NARROW = 32
 _WIDE = 128
 """Channels from which on, in and out, Winograd's tiles pay: of fewer, to make them takes what they save."""
 
+_LARGE = 256
+"""Pixels of an image from which on they pay: of a smaller one the matrices have too few rows."""
+
 
 class Conv3x3(nn.Module):
     """`nn.Conv(features, (3, 3), padding="SAME")`, with its parameters, but for its bias, which comes apart.
@@ -60,7 +63,8 @@ def conv_3x3(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
 
 
 def _takes_tiles(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> bool:
-    even = x_bhwc.shape[1] % 2 == x_bhwc.shape[2] % 2 == 0
+    _, height, width, _ = x_bhwc.shape
+    even = height % 2 == width % 2 == 0 and height * width >= _LARGE
     return even and min(kernel_hwio.shape[2:]) >= _WIDE and x_bhwc.dtype == jnp.float32
 
 
