@@ -250,7 +250,7 @@ def gathered_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarr
         return [dict(arrays)]
     file = io.BytesIO()
     named: dict[str, Any] = dict(arrays)
-    np.savez(file, **named)
+    np.savez_compressed(file, **named)  # confusion matrices are nearly all zeros
     found = []
     for content in _gathered_bytes(file.getvalue()):
         with np.load(io.BytesIO(content)) as theirs:

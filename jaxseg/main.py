@@ -297,8 +297,8 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         f"{parser.description}. At the training size and, where the split keeps its labels (val, test), at "
         "the photos' own; the two are not comparable. IoU, F1, precision, recall, boundary F1 (tolerance "
         "0.75 % of the diagonal) of each class, IoU by size of objects (below 1/300, 3/100 of the image, "
-        "more), calibration error; with 95 % intervals by a bootstrap over images. Written to WORKDIR/eval: "
-        "SPLIT.json, SPLIT_images.npz, pictures."
+        "more), calibration error; with 95 % intervals by a bootstrap over images, or over blocks of frames "
+        "of one drive. Written to WORKDIR/eval: SPLIT.json, SPLIT_images.npz, pictures."
     )
     parser.epilog = "--config.KEY=VALUE overrides the run's config, e.g. --config.dataset.data_dir=MOVED"
     _add_processes(parser)

@@ -18,7 +18,7 @@ from jaxseg import distributed, figures
 from jaxseg.checkpoints import Pretrained
 from jaxseg.data.labels import without_void
 from jaxseg.data.pipeline import eval_batches
-from jaxseg.data.sequences import blocks, read_photos
+from jaxseg.data.sequences import blocks_of
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.evaluate import Evaluation, to_json
 from jaxseg.evaluate.images import (
@@ -39,6 +39,7 @@ from jaxseg.experiment.opened import Opened, open_with_data
 from jaxseg.experiment.together import check_same_data, check_started_alike
 from jaxseg.files import write_json
 from jaxseg.logs import read_metrics
+from jaxseg.metrics.bootstrap import drawn_units
 from jaxseg.step import make_probability_step
 from jaxseg.types import HostBatch, TrainState
 
@@ -104,8 +105,9 @@ def score(
     if show:
         print(
             f"\n{split}, {result.num_images} images, checkpoint of step {learned.step}, "
-            f"loss {result.loss:.4f}. 95 % intervals: bootstrap over images (another seed of training is not "
-            f"in them). Those of the other columns, and each class's accuracy: eval/{split}.json"
+            f"loss {result.loss:.4f}. 95 % intervals: bootstrap over {drawn_units(scored.block_n)} "
+            "(another seed of training is not in them). Those of the other columns, and each class's "
+            f"accuracy: eval/{split}.json"
         )
         _print_figures(row["figures"], split)
     figures.confusion(result.confusion_cc, run.classes, out / f"{split}_confusion.png")
@@ -177,7 +179,7 @@ def _scored(data: Data, split: str, step: int, sizes: dict[str, Images]) -> Scor
         mapping_hash=manifest.mapping_hash,
         example_ids=np.arange(manifest.count, dtype=np.int32),
         example_names=manifest.example_ids,
-        block_n=blocks(read_photos(data.records[split])),
+        block_n=blocks_of(data.records[split]),
         sizes=sizes,
     )
 
@@ -202,7 +204,8 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
         print("n/a: there is nothing to divide by; means leave it out")
     shown = [training["whole"]["miou"], *(f["iou"] for f in training["classes"].values())]
     if any(figure["value"] is not None and figure["low"] is None for figure in shown):
-        print("n/a as an interval: too few images have the class, or one that the mean is over")
+        units = "images" if training["blocks"] == training["images"] else "blocks"
+        print(f"n/a as an interval: too few {units} have the class, or one that the mean is over")
 
 
 def _check_writable(workdir: Path) -> None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import distributed, health, preflight, summary
 from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
-from jaxseg.data.sequences import blocks, read_photos
+from jaxseg.data.sequences import blocks_of
 from jaxseg.errors import UsageError, UserError, shortened, storage_errors
 from jaxseg.evaluate import Evaluation
 from jaxseg.evaluate.intervals import differences
@@ -307,7 +307,7 @@ def _report(run: Run, data: Data, workdir: Path, parent: Pretrained | None, pare
             f"\nParent and fine-tune on val, each at its best checkpoint (training size, {width}x{height}):"
         )
         print(format_table(run.classes.names, {name: column.scores for name, column in columns.items()}))
-        block_n = blocks(read_photos(data.records["val"]))
+        block_n = blocks_of(data.records["val"])
         change, *_ = differences(result.confusion_ncc, before.confusion_ncc, run.classes.names, block_n)
         print(f"{change} (percent points, 95 % interval of a paired bootstrap over {change.drawn})")
     shown = {parent_dir: parent} if same_classes and parent is not None and parent_dir is not None else {}

@@ -284,7 +284,7 @@ def test_95_of_100_intervals_hold_the_truth():
 def test_intervals_of_a_drive_hold_the_truth(count, factor, alone, in_blocks):
     """Their mean, 0, of frames whose correlation falls by `factor` a frame; of 200 intervals each."""
     names = tuple(f"ulm_{i:06d}_000019" for i in range(count))
-    block_n = blocks(replace(random_photos(count, 0), names=names))
+    block_n = blocks(replace(random_photos(count, 0), names=names), by_names=True)
     held = {"plain": 0, "blocks": 0}
     for seed in range(200):
         rng = np.random.default_rng(seed)

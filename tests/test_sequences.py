@@ -161,10 +161,11 @@ def test_a_short_drive_is_one_block():
 def test_cityscapes_names_tell_its_drives():
     """Whatever the photos look like: its 20th frames of a second each lie far apart."""
     names = [f"munster_{i:06d}_000019" for i in range(20)] + [f"lindau_{i:06d}_000019" for i in range(5)]
-    found = blocks(dataclasses.replace(random_photos(25, 0), names=tuple(names)))
+    found = blocks(dataclasses.replace(random_photos(25, 0), names=tuple(names)), by_names=True)
     assert found.tolist() == np.repeat(range(5), 5).tolist()
     inside = dataclasses.replace(random_photos(25, 0), names=tuple(f"val/{n}_leftImg8bit" for n in names))
-    assert blocks(inside).tolist() == found.tolist()
+    assert blocks(inside, by_names=True).tolist() == found.tolist()
+    assert blocks(inside).tolist() == list(range(25)), "a folder's names may say anything"
 
 
 def test_blocks_of_real_camvid():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from jaxseg.benchmark import sides
@@ -30,13 +31,17 @@ _BATCHES = 6
 
 
 def measure_predict(run: Run, options: Options) -> Result:
-    """JPEG photos of 1024x2048 through the command's own function, each as one window, by the run's batch."""
+    """JPEG photos of 1024x2048 through the command's own function, each as one window, by the run's batch.
+
+    Beside it the model alone: its forward pass, and from pixels to probabilities on the host.
+    """
     inputs, state = sides.random_inputs(run), run.init_state()
     forward = sides.forward_work(sides.forward_function(run), state, sides.on_device(run, inputs))
     size = run.experiment.train.batch_size
     place = run.experiment.parallel
     step = place.compile_probability_step(make_probability_step(run.model))
     model = functools.partial(step, run.inference_state(sides.variables_of(state)))
+    images = (inputs.image_bhwc * 255).astype(np.uint8)
     with tempfile.TemporaryDirectory(prefix="jaxseg-") as name:
         folder = Path(name)
         _write_photos(folder / "photos", _BATCHES * size)
@@ -62,7 +67,12 @@ def measure_predict(run: Run, options: Options) -> Result:
             for _ in range(_BATCHES):
                 forward()
 
-        return timed("prediction", {"jaxseg": photos, "forward": bare}, _BATCHES * size, options)
+        def without_files() -> None:
+            for _ in range(_BATCHES):
+                np.asarray(model(images))
+
+        works = {"jaxseg": photos, "forward": bare, "without files": without_files}
+        return timed("prediction", works, _BATCHES * size, options)
 
 
 def _write_photos(folder: Path, count: int) -> None:

@@ -58,21 +58,27 @@ def read_photos(records: Records) -> Photos:
         ) from None
 
 
-def blocks(photos: Photos) -> np.ndarray:
+def blocks_of(records: Records) -> np.ndarray:
+    """`blocks` of a split; Cityscapes' own names are believed."""
+    return blocks(read_photos(records), by_names=records.manifest.source == "cityscapes")
+
+
+def blocks(photos: Photos, *, by_names: bool = False) -> np.ndarray:
     """[N] int64: the block of each photo, numbered from 0 in the order of their first photos.
 
     Photos of a block go wrong together. About sqrt(N) frames in a row of one drive are one, a shorter drive
     is one whole, and a photo of no drive is one by itself. Why so many: see `metrics/bootstrap.py`.
+    by_names: names such as Cityscapes' tell the drives, whatever the photos look like.
     """
     longest = math.isqrt(len(photos) - 1) + 1
     first_n = np.arange(len(photos))
-    for positions in _drives(photos):
+    for positions in _drives(photos, by_names):
         for piece in np.array_split(positions, max(1, round(len(positions) / longest))):
             first_n[piece] = piece.min()
     return np.unique(first_n, return_inverse=True)[1]
 
 
-def _drives(photos: Photos) -> list[np.ndarray]:
+def _drives(photos: Photos, by_names: bool) -> list[np.ndarray]:
     """Positions of the frames of each, in a row.
 
     Cityscapes' names say it: a city was filmed in a row, as city_sequence_frame. Other names that differ in
@@ -80,7 +86,7 @@ def _drives(photos: Photos) -> list[np.ndarray]:
     """
     cities: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for position, name in enumerate(photos.names):
-        if match := _CITYSCAPES.fullmatch(name):
+        if by_names and (match := _CITYSCAPES.fullmatch(name)):
             cities[match[1]].append((match[2], position))
     found = [np.array([position for _, position in sorted(frames)]) for frames in cities.values()]
     of_cities = set(np.concatenate(found).tolist()) if found else set()

@@ -114,7 +114,7 @@ def joined(parts: Sequence[Measured], count: int) -> Measured:
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(count)):
         raise RuntimeError(
-            f"{len(ids)} images were measured, not each of {count} once: {ids[order].tolist()}"
+            f"{len(ids)} images were measured, {len(np.unique(ids))} different ones, not each of {count} once"
         )
     sizes = {
         size: Images.joined([part.sizes[size] for part in measured]).taken(order)

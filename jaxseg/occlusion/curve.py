@@ -13,14 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxseg.data.sequences import blocks, read_photos
+from jaxseg.data.sequences import blocks_of
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
-from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of
+from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of, lacking
 from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
-from jaxseg.metrics.bootstrap import RESAMPLES, drawn_units, intervals, resampled_sums, strata, summed
+from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata, summed
 from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
@@ -133,7 +133,7 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
     with tqdm(desc="covering", total=passes, unit=" passes", disable=None, leave=False) as bar:
         bare_ncc = _confusion(opened, options, covers)
         bar.update()
-        block_n = blocks(read_photos(opened.data.records[options.split]))
+        block_n = blocks_of(opened.data.records[options.split])
         labelled_nc = summed(bare_ncc.sum(axis=-1), block_n)
         curves = {}
         for name, tally in bare.items():
@@ -145,7 +145,7 @@ def measure(opened: Opened, options: Options, classes: Sequence[str]) -> dict[st
                     counts.append(_counts(confusion_ncc, class_id))
                 bar.update()
             counts_nsk = summed(np.stack(counts, axis=1), block_n)
-            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies), drawn_units(block_n))
+            curves[name] = Curve(counts_nsk, strata(labelled_nc), tuple(tallies), lacking(block_n))
     return curves
 
 
