@@ -77,6 +77,8 @@ class Inferred(NamedTuple, Generic[K]):
     image: np.ndarray
     strips: Iterator[Strip]
     """From top to bottom; to be read before the next photo is asked for, or not at all."""
+    is_seen: bool
+    """The model has looked at all of it, in one window: `strips` may be read at any time, by any thread."""
 
 
 def infer(
@@ -107,9 +109,12 @@ def infer(
     # Each photo has a window at least, so that the next output is always the first of the next photo.
     for first in outputs:
         key, image, windows = waiting.popleft()
+        size, is_seen = (image.shape[0], image.shape[1]), len(windows) == 1
+        if is_seen:
+            yield Inferred(key, image, blend(size, [(windows[0], first)]), is_seen)
+            continue
         mine = zip(windows, chain([first], islice(outputs, len(windows) - 1)), strict=True)
-        strips = blend((image.shape[0], image.shape[1]), mine)
-        yield Inferred(key, image, strips)
+        yield Inferred(key, image, blend(size, mine), is_seen)
         for _ in mine:
             pass
 

@@ -1,10 +1,12 @@
 """`predict`: the same labels as evaluation, every result in its place, and past every bad file."""
 
 import argparse
+import errno
 import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from jaxseg.data.records import open_records
 from jaxseg.errors import UserError
 from jaxseg.inference import Looking, cut, plan_windows
 from jaxseg.main import main
+from jaxseg.predict import predicting
 from jaxseg.predict.coco import coco_file, run_lengths
 from jaxseg.predict.options import Options, add_flags, read_flags
 from jaxseg.predict.outputs import MANIFEST, Outputs, output_names
@@ -251,6 +254,46 @@ def test_a_photo_of_20000_pixels_a_side_is_refused_and_a_long_one_is_not(tmp_pat
     with pytest.raises(UserError, match=r"longer.png is 66000x4, too long for an overlay; use --no_overlays"):
         predicted(tmp_path / "longer.png", tmp_path / "out")
     predicted(tmp_path / "longer.png", tmp_path / "out", overlays=False)
+
+
+def test_photos_are_written_beside_each_other_but_for_those_of_several_windows(tmp_path, monkeypatch):
+    for index in range(4):
+        save(tmp_path / "in" / f"{index}.png", photo(index, 9, 7))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    write, both, threads = predicting.write_label, threading.Barrier(2, timeout=30), set()
+
+    def met(*args):
+        both.wait()
+        write(*args)
+
+    monkeypatch.setattr(predicting, "write_label", met)  # each waits for another one
+    predicted(tmp_path / "in", tmp_path / "out")
+    assert len(files_below(tmp_path / "out" / "labels")) == 4
+
+    def seen(*args):
+        threads.add(threading.current_thread())
+        write(*args)
+
+    monkeypatch.setattr(predicting, "write_label", seen)
+    predicted(tmp_path / "in", tmp_path / "tiles", size=(4, 4), tiles=True)
+    assert threads == {threading.main_thread()}, "its strips come with the model's output"
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, tiles):
+    for index in range(20):
+        save(tmp_path / "in" / f"{index:02d}.png", photo(index, 9, 7))
+    written = []
+
+    def full(path, *args):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path)
+
+    monkeypatch.setattr(predicting, "write_label", full)
+    with pytest.raises(UserError, match=r"/\d\d\.png: No space left on device; ") as told:
+        predicted(tmp_path / "in", tmp_path / "out", size=(4, 4), tiles=tiles)
+    assert "\n" not in str(told.value)
 
 
 def test_what_is_not_of_predict_is_not_written_over(tmp_path):

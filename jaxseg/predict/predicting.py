@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,17 @@ from jaxseg.data.faults import DataFault
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.inference import Inferred, Looking, Model, infer, most_probable
-from jaxseg.predict.coco import COCO_FILE, CocoFile, coco_file
+from jaxseg.predict.coco import COCO_FILE, coco_file
 from jaxseg.predict.options import Options, is_video
 from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
 from jaxseg.predict.video import predict_video
 from jaxseg.predict.writing import probability_file, write_label, write_overlay, write_polygons
 from jaxseg.types import ClassTable
+
+_MOST_THREADS = 8
+_HELD_BYTES = 1 << 29
+"""Of photos that wait to be written: a photo of 178 million pixels has as many."""
 
 _LONGEST_SIDE = 65_000
 """What a JPEG holds, with a legend."""
@@ -53,9 +60,13 @@ def predict(
         if COCO_FILE in outputs.whole_files:
             coco = stack.enter_context(coco_file(options.output / COCO_FILE, classes))
         sound = stack.enter_context(contextlib.closing(_sound(photos, options, faults, workers)))
-        for found in infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking):
-            with storage_errors(options.output):
-                _write(found, classes, outputs, coco)
+        photos_seen = infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking)
+        written = _in_threads(photos_seen, partial(_written, classes=classes, outputs=outputs))
+        stack.enter_context(contextlib.closing(written))
+        for name, label_hw in written:
+            if coco is not None:
+                with storage_errors(options.output):
+                    coco.add(name, label_hw)
             done += 1
     outputs.settle()
     _tell(done, outputs, photos, faults)
@@ -117,7 +128,44 @@ def _sound(
                 yield photo.name, image
 
 
-def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs, coco: CocoFile | None) -> None:
+def _in_threads(
+    photos: Iterable[Inferred[str]], write: Callable[[Inferred[str]], np.ndarray]
+) -> Generator[tuple[str, np.ndarray], None, None]:
+    """(name, what `write` gives) of each, in order.
+
+    Files take as long as a model on two cores, and far longer than one on a GPU, so that threads write them
+    while the model looks at the next photos. (NumPy and Pillow let go of the interpreter.) Of a photo with
+    several windows the model's output comes strip by strip, and it is written as it comes.
+    """
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    waiting: deque[tuple[Inferred[str], Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for photo in photos:
+                if photo.is_seen:
+                    call = pool.submit(write, photo)
+                else:
+                    call = Future()
+                    call.set_result(write(photo))
+                waiting.append((photo, call))
+                while len(waiting) > threads or sum(p.image.nbytes for p, _ in waiting) > _HELD_BYTES:
+                    first, call = waiting.popleft()
+                    yield first.key, call.result()
+            while waiting:
+                first, call = waiting.popleft()
+                yield first.key, call.result()
+        finally:
+            for _, call in waiting:  # where one has failed, or the command is told to stop
+                call.cancel()
+
+
+def _written(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> np.ndarray:
+    """Writes the files of one photo; its label map [H, W] uint8."""
+    with storage_errors(outputs.folder):
+        return _write(found, classes, outputs)
+
+
+def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> np.ndarray:
     size = found.image.shape[0], found.image.shape[1]
     label_hw = np.empty(size, np.uint8)
     with contextlib.ExitStack() as files:
@@ -135,8 +183,7 @@ def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs, coco: Co
         write_overlay(outputs.path("overlays", found.key), found.image, label_hw, classes)
     if "polygons" in outputs.kinds:
         write_polygons(outputs.path("polygons", found.key), label_hw, classes)
-    if coco is not None:
-        coco.add(found.key, label_hw)
+    return label_hw
 
 
 def _tell(done: int, outputs: Outputs, photos: Sequence[Photo], faults: Sequence[DataFault]) -> None:
