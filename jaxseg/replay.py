@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -159,4 +158,5 @@ def _outputs(tree: Mapping[str, Any], prefix: str) -> Iterator[Finding]:
         if isinstance(entry, Mapping):
             yield from _outputs(entry, f"{prefix}{name}/")
         elif name == "__call__":
-            yield _finding(prefix.rstrip("/") or "logits", jnp.asarray(entry[0]))
+            output, *_ = jax.tree.leaves(entry[0])  # a convolution comes with its bias, which is a parameter
+            yield _finding(prefix.rstrip("/") or "logits", output)
