@@ -88,7 +88,6 @@ class DoubleConv(nn.Module):
 
 
 def _norm(block: DoubleConv, name: str, train: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-
     dtype = jnp.dtype(block.dtype)
     match block.norm:
         case "batch":

@@ -8,6 +8,18 @@ import jax
 import jax.numpy as jnp
 
 
+def rows_of_strip(height: int, width: int, most_pixels: int, least: int = 1) -> int:
+    """The most rows, in steps of `least`, that divide `height` and hold no more pixels; `least` always may."""
+    fit = (r for r in range(least, height + 1, least) if height % r == 0)
+    return max(r for r in fit if r == least or r * width <= most_pixels)
+
+
+def place_of_strip(number: jax.Array, height: int, rows: int) -> tuple[jax.Array, jax.Array]:
+    """(image, first row) of a strip of so many rows; those of an image follow each other."""
+    image, strip = jnp.divmod(number, height // rows)
+    return image, strip * rows
+
+
 def rows_with_neighbours(x_bhwc: jax.Array, image: jax.Array, top: jax.Array, rows: int) -> jax.Array:
     """[rows + 2, W, C] of an image, with the row above and the one below; zeros beyond the image."""
     height = x_bhwc.shape[1]

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.models.blocks import rows_of, rows_with_neighbours, sum_of_products
+from jaxseg.models.blocks import (
+    place_of_strip,
+    rows_of,
+    rows_of_strip,
+    rows_with_neighbours,
+    sum_of_products,
+)
 from jaxseg.models.winograd import conv_3x3_by_tiles, kernel_gradient_by_tiles
 
 _PIXELS = 1024
@@ -124,10 +130,10 @@ def kernel_gradient_by_matmul(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Arra
     """
     b, height, width, c = x_bhwc.shape
     o = dy_bhwo.shape[-1]
-    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= _PIXELS))
+    rows = rows_of_strip(height, width, _PIXELS)
 
     def block(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image, top = number // (height // rows), number % (height // rows) * rows
+        image, top = place_of_strip(number, height, rows)
         x = jnp.pad(rows_of(x_bhwc, image, top, rows), ((0, 0), (1, 1), (0, 0)))
         dy = rows_with_neighbours(dy_bhwo, image, top, rows)
         columns = jnp.concatenate([x[:, j : j + width] for j in range(3)], axis=-1)

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxseg.models.blocks import filled, rows_of, rows_with_neighbours, sum_of_products
+from jaxseg.models.blocks import (
+    filled,
+    place_of_strip,
+    rows_of,
+    rows_of_strip,
+    rows_with_neighbours,
+    sum_of_products,
+)
 
 _TILES = 1024
 """Of a strip, at most, but for images that are wider."""
@@ -24,11 +31,11 @@ _TILES = 1024
 
 def conv_3x3_by_tiles(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
     """`conv_3x3` of images with even sides, in float32: errors are about twice as large as its own."""
-    kernels, rows = _of_kernel(kernel_hwio), _rows_of_strip(x_bhwc.shape)
+    kernels, rows = _of_kernel(kernel_hwio), _rows(x_bhwc)
     shape = (*x_bhwc.shape[:3], kernel_hwio.shape[-1])
 
     def put(number: jax.Array, y: jax.Array) -> jax.Array:
-        image, top = _place(number, x_bhwc.shape[1], rows)
+        image, top = place_of_strip(number, x_bhwc.shape[1], rows)
         products = _tiles(x_bhwc, image, top, rows) @ kernels
         strip = _outputs(products, rows // 2).reshape(1, rows, *shape[2:])
         return jax.lax.dynamic_update_slice(y, strip, (image, top, 0, 0))
@@ -38,10 +45,10 @@ def conv_3x3_by_tiles(x_bhwc: jax.Array, kernel_hwio: jax.Array) -> jax.Array:
 
 def kernel_gradient_by_tiles(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array:
     """[3, 3, C, O]: the gradient of sum(dy * conv_3x3_by_tiles(x, kernel)) in the kernel, in float32."""
-    rows = _rows_of_strip(x_bhwc.shape)
+    rows = _rows(x_bhwc)
 
     def strip(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image, top = _place(number, x_bhwc.shape[1], rows)
+        image, top = place_of_strip(number, x_bhwc.shape[1], rows)
         return _tiles(x_bhwc, image, top, rows), _of_outputs(rows_of(dy_bhwo, image, top, rows))
 
     m = sum_of_products(strip, _strips(x_bhwc.shape, rows), x_bhwc, dy_bhwo)
@@ -49,20 +56,14 @@ def kernel_gradient_by_tiles(x_bhwc: jax.Array, dy_bhwo: jax.Array) -> jax.Array
     return _both_ways(lambda m: [m[0] + (m[1] + m[2]) / 2, (m[1] - m[2]) / 2, (m[1] + m[2]) / 2 + m[3]], m)
 
 
-def _rows_of_strip(shape: Sequence[int]) -> int:
-    """Of images [B, H, W, C]: the most that divide H evenly and hold no more than `_TILES`; two at least."""
-    height, width = shape[1:3]
-    return max(r for r in range(2, height + 1, 2) if height % r == 0 and (r == 2 or r * width <= 4 * _TILES))
+def _rows(x_bhwc: jax.Array) -> int:
+    """Of a strip: whole tiles."""
+    _, height, width, _ = x_bhwc.shape
+    return rows_of_strip(height, width, 4 * _TILES, least=2)
 
 
 def _strips(shape: Sequence[int], rows: int) -> int:
     return shape[0] * (shape[1] // rows)
-
-
-def _place(number: jax.Array, height: int, rows: int) -> tuple[jax.Array, jax.Array]:
-    """(image, first row) of a strip."""
-    image, strip = jnp.divmod(number, height // rows)
-    return image, strip * rows
 
 
 def _tiles(x_bhwc: jax.Array, image: jax.Array, top: jax.Array, rows: int) -> jax.Array:
