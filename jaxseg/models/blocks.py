@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def rows_of_strip(height: int, width: int, most_pixels: int, least: int = 1) -> int:
-    """The most rows, in steps of `least`, that divide `height` and hold no more pixels; `least` always may."""
+    """The most rows, by `least`, that divide `height`, and hold no more pixels; `least` may always."""
     fit = (r for r in range(least, height + 1, least) if height % r == 0)
     return max(r for r in fit if r == least or r * width <= most_pixels)
 
