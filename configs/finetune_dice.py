@@ -6,7 +6,7 @@ Source      the report's row "CE + Dice + occlusion"
 Result      cityscapes, the report's (PyTorch): val mIoU .7810, person .5176, pixel accuracy .8999
             streets, ours (seed 0): val mIoU .7197, person .2414, pixel accuracy .8955
 Hardware    the report's: an NVIDIA P100; ours: two CPU cores
-Time        the report's: 53 min 52 s, scratch not included; ours: 8 min 42 s, all included
+Time        the report's: 53 min 52 s, scratch not included; ours: 7 min 28 s, all included
 Command     python -m jaxseg.main --config=configs/finetune_dice.py[:DATASET]
 """
 

