@@ -32,7 +32,8 @@ Model = Callable[[np.ndarray], Any]
 """[B, h, w, 3] uint8 -> [B, h, w, C] float32 probabilities, on a device perhaps; asynchronous at best."""
 
 _SHARPNESS = 8.0
-_STRIP_PIXELS = 1 << 21
+_STRIP_PIXELS, _FEWEST_ROWS = 1 << 16, 16
+"""Of a strip: few enough for a processor's cache, enough that its columns are not interpolated too often."""
 _HELD_BYTES = 1 << 29
 """A batch ends early where the photos that wait for it are larger than this together."""
 
@@ -236,7 +237,7 @@ def _outputs(model: Model, batches: Iterator[tuple[np.ndarray, int]]) -> Iterato
 def _strips(
     windows: Sequence[tuple[Window, np.ndarray]], width: int, top: int, bottom: int
 ) -> Iterator[Strip]:
-    rows = max(1, _STRIP_PIXELS // width)
+    rows = max(_FEWEST_ROWS, _STRIP_PIXELS // width)
     for start in range(top, bottom, rows):
         yield Strip(start, _mean(windows, width, start, min(bottom, start + rows)))
 
@@ -279,6 +280,8 @@ def _part(
     height, width = output_chw.shape[1:]
     if (height, width) == (window.height, window.width):
         return output_chw[:, top:bottom, left:right]
+    if height <= window.height and width <= window.width:
+        return _enlarged(output_chw, (window.height, window.width), (top, bottom), (left, right))
     y, x = height / window.height, width / window.width
     box = (left * x, top * y, min(width, right * x), min(height, bottom * y))
     size = (right - left, bottom - top)
@@ -288,6 +291,37 @@ def _part(
             for channel_hw in output_chw
         ]
     )
+
+
+def _enlarged(
+    small_chw: np.ndarray, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> np.ndarray:
+    """Rows and columns of `small_chw` at the larger `size`, as Pillow's bilinear has them but for rounding.
+
+    A third of its time: most of a photo's, but for the model's own.
+    """
+    above, below, down_h = _neighbours(small_chw.shape[1], size[0], *rows)
+    before, after, right_w = _neighbours(small_chw.shape[2], size[1], *columns)
+    first, end = above[0], below[-1] + 1
+    used_chw = small_chw[:, first:end]
+    wide_chw = _between(used_chw.take(before, 2), used_chw.take(after, 2), right_w)
+    return _between(wide_chw.take(above - first, 1), wide_chw.take(below - first, 1), down_h[:, None])
+
+
+def _neighbours(cells: int, length: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of pixels start to stop of a side of `length` in `cells`: the cells around each, its way between."""
+    at = (np.arange(start, stop) + 0.5) * (cells / length) - 0.5
+    first = np.floor(at).astype(np.intp)
+    # Beyond the middle of the last cell there is nothing to go to.
+    return first.clip(0), (first + 1).clip(None, cells - 1), (at - first).astype(np.float32)
+
+
+def _between(one: np.ndarray, other: np.ndarray, way: np.ndarray) -> np.ndarray:
+    """one + way (other - one), in their own memory."""
+    other -= one
+    other *= way
+    one += other
+    return one
 
 
 def _weights(length: int) -> np.ndarray:

@@ -7,7 +7,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ from jaxseg.experiment.opened import Opened, open_with_data
 from jaxseg.experiment.together import check_same_data, check_started_alike
 from jaxseg.files import write_json
 from jaxseg.logs import read_metrics
-from jaxseg.metrics.bootstrap import drawn_units
-from jaxseg.step import make_probability_step
+from jaxseg.metrics.bootstrap import BLOCKS, drawn_units
 from jaxseg.types import HostBatch, TrainState
 
 
@@ -133,9 +131,8 @@ def _measured(run: Run, data: Data, split: str, state: TrainState, result: Evalu
         reading=experiment.reading,
         share=place.share,
     )
-    step = place.compile_probability_step(make_probability_step(run.model))
     mine = measure(
-        partial(step, state),
+        run.probabilities(state),
         _together(batches),
         len(run.classes.names),
         count=math.ceil(len(records) / (place.share[1] * place.sharers[1])),
@@ -198,7 +195,7 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
     if training["blocks"] < training["images"]:
         print(
             f"Frames of one drive go wrong together: for the intervals the {training['images']:,} images are "
-            f"drawn as {training['blocks']:,} blocks of frames in a row. Other drives may score far otherwise"
+            f"drawn as {training['blocks']:,} {BLOCKS}. Other drives may score far otherwise"
         )
     if any(f["iou"]["value"] is None for f in training["classes"].values()):
         print("n/a: there is nothing to divide by; means leave it out")

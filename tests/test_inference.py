@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 
 from jaxseg import inference
 from jaxseg.data.images import resize_photo
@@ -184,6 +185,7 @@ def reference(image, looking, model):
 @pytest.mark.parametrize("strip", [1, 50, 1 << 20])
 def test_strips_are_the_rows_of_the_whole(monkeypatch, looking, strip):
     monkeypatch.setattr(inference, "_STRIP_PIXELS", strip)
+    monkeypatch.setattr(inference, "_FEWEST_ROWS", 1)
     image = photo(3, 19, 26)
     found = whole([("a", image)], looking)["a"]
     assert np.allclose(found, reference(image, looking, by_brightness), atol=2e-6)
@@ -192,12 +194,24 @@ def test_strips_are_the_rows_of_the_whole(monkeypatch, looking, strip):
 
 def test_of_a_tall_photo_only_a_few_rows_are_held(monkeypatch):
     monkeypatch.setattr(inference, "_STRIP_PIXELS", 12 * 4)
+    monkeypatch.setattr(inference, "_FEWEST_ROWS", 1)
     photos, looking = [("a", photo(0, 4000, 12))], Looking(tiles=True)
     found = next(infer(by_brightness, photos, input_size=INPUT, batch_size=4, looking=looking))
     strips = list(found.strips)
     heights = [s.probabilities_chw.shape[1] for s in strips]
     assert max(heights) <= 4 and sum(heights) == 4000
     assert [s.top for s in strips] == list(np.cumsum([0, *heights])[:-1])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 128), (17, 23), (100, 16), (16, 16 * 9)])
+def test_outputs_are_enlarged_as_pillow_does(rng, size):
+    small = rng.random((3, 16, 16), np.float32)
+    bilinear = Image.Resampling.BILINEAR
+    pillows = np.stack([np.asarray(Image.fromarray(p).resize(size[::-1], bilinear)) for p in small])
+    window = Window(0, 0, *size, 0, True)
+    for rows, columns in [((0, size[0]), (0, size[1])), ((3, 16), (5, 6)), ((15, 16), (0, 16))]:
+        part = inference._part(window, small, rows, columns)
+        assert np.allclose(part, pillows[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-6)
 
 
 def seams(overlap):

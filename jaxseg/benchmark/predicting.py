@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from jaxseg.data.streets import Streets
 from jaxseg.experiment import Run
 from jaxseg.predict import options as predict_options
 from jaxseg.predict.predicting import predict
-from jaxseg.step import make_probability_step
 
 _PHOTO = 1024, 2048
 """Height and width of Cityscapes' photos."""
@@ -38,9 +36,7 @@ def measure_predict(run: Run, options: Options) -> Result:
     inputs, state = sides.random_inputs(run), run.init_state()
     forward = sides.forward_work(sides.forward_function(run), state, sides.on_device(run, inputs))
     size = run.experiment.train.batch_size
-    place = run.experiment.parallel
-    step = place.compile_probability_step(make_probability_step(run.model))
-    model = functools.partial(step, run.inference_state(sides.variables_of(state)))
+    model = run.probabilities(run.inference_state(sides.variables_of(state)))
     images = (inputs.image_bhwc * 255).astype(np.uint8)
     with tempfile.TemporaryDirectory(prefix="jaxseg-") as name:
         folder = Path(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from jaxseg.experiment.stored import (
     write_config,
 )
 from jaxseg.files import cache_root
+from jaxseg.inference import Model
 from jaxseg.meta import Meta
 from jaxseg.preflight import StepCost, check_state, device_room, step_cost
 from jaxseg.transfer import TransferReport, transfer
@@ -441,6 +442,14 @@ class Run:
     def predict_step(self) -> step.PredictStep:
         """predict_step(state, images as they are placed) -> class ids."""
         return self.experiment.parallel.compile_predict_step(step.make_predict_step(self.model))
+
+    def probabilities(self, state: TrainState, *, flip: bool = False) -> Model:
+        """[B, h, w, 3] uint8 -> [B, h, w, C], by the parameters of `state`; compiled for the devices.
+
+        flip: the mean over the image and its mirror image.
+        """
+        body = step.make_probability_step(self.model, flip=flip)
+        return partial(self.experiment.parallel.compile_probability_step(body), state)
 
 
 def default_workdir(config: ConfigDict) -> Path:

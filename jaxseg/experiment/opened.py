@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from jaxseg.errors import UsageError, UserError, storage_errors
 from jaxseg.experiment import Data, Experiment, Run, check_classes, plain, told_as_stored
 from jaxseg.inference import Model
 from jaxseg.logs import METRICS_FILE, marked_rows
-from jaxseg.step import make_probability_step
 from jaxseg.types import ClassTable, TrainState
 
 
@@ -36,9 +34,7 @@ class Trained:
 
     def model(self, *, flip: bool = False) -> Model:
         """[B, h, w, 3] uint8 -> [B, h, w, C] probabilities, compiled for the devices of this machine."""
-        place = self.run.experiment.parallel
-        step = place.compile_probability_step(make_probability_step(self.run.model, flip=flip))
-        return functools.partial(step, self.state())
+        return self.run.probabilities(self.state(), flip=flip)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,9 @@ _DEFINED = 0.9
 37 and 14 % for one and two images, of which no interval can be told, 5 % for three."""
 _BLOCK = 1 << 22
 
+BLOCKS = "blocks of frames in a row"
+"""What is drawn where single images are not, for people."""
+
 
 def summed(values: np.ndarray, block_n: np.ndarray) -> np.ndarray:
     """[B, ...] of [N, ...]: sums over the images of each block; block_n [N]: 0 to B - 1."""
@@ -54,7 +57,7 @@ def summed(values: np.ndarray, block_n: np.ndarray) -> np.ndarray:
 
 def drawn_units(block_n: np.ndarray) -> str:
     """Over what the bootstrap goes, for people."""
-    return "images" if len(block_n) == block_n.max() + 1 else "blocks of frames in a row"
+    return "images" if len(block_n) == block_n.max() + 1 else BLOCKS
 
 
 def strata(labelled_nc: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxseg.errors import one_line
 from jaxseg.evaluate.images import SOURCE, TRAINING
 from jaxseg.experiment.opened import Opened
 from jaxseg.files import write_text
+from jaxseg.metrics.bootstrap import BLOCKS
 from jaxseg.report import charts, covered, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
 from jaxseg.report.gallery import Gallery, make_gallery
@@ -111,7 +112,7 @@ def _drawn(figures: Mapping[str, Any]) -> str:
     """Over what the bootstrap goes; what was scored before there were blocks says nothing of them."""
     if "blocks" not in figures or figures["blocks"] == figures["images"]:
         return "images"
-    return f"{figures['blocks']:,} blocks of frames in a row"
+    return f"{figures['blocks']:,} {BLOCKS}"
 
 
 def _matrices(runs: Sequence[StoredRun], gallery: Gallery | str) -> list[tuple[StoredRun, list[Any]]]:
