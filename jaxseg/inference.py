@@ -120,6 +120,18 @@ def infer(
             pass
 
 
+def a_batch_late(model: Model, batches: Iterable[tuple[K, np.ndarray]]) -> Iterator[tuple[K, Any]]:
+    """The model's output for each batch, with the batch's key; the device has the next one meanwhile."""
+    pending: tuple[K, Any] | None = None
+    for key, images in batches:
+        output = model(images)
+        if pending is not None:
+            yield pending
+        pending = (key, output)
+    if pending is not None:
+        yield pending
+
+
 def plan_windows(size: tuple[int, int], input_size: tuple[int, int], looking: Looking) -> list[Window]:
     """The windows of a photo of `size` (height, width), by rising top; together they cover it."""
     base = input_size if looking.tiles else size
@@ -223,15 +235,9 @@ def _filled(batch: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
 
 
 def _outputs(model: Model, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
-    """[h, w, C] of each image; a batch late, so that the device has the next one meanwhile."""
-    pending: tuple[Any, int] | None = None
-    for images, count in batches:
-        output = model(images)
-        if pending is not None:
-            yield from np.asarray(pending[0])[: pending[1]]
-        pending = (output, count)
-    if pending is not None:
-        yield from np.asarray(pending[0])[: pending[1]]
+    """[h, w, C] of each image."""
+    for count, output in a_batch_late(model, ((count, images) for images, count in batches)):
+        yield from np.asarray(output)[:count]
 
 
 def _strips(

@@ -51,26 +51,26 @@ def measure_evaluate(run: Run, options: Options) -> Result:
         "forward": sides.forward_work(sides.forward_function(run), state, batch),
     }
     result = timed("evaluation", works, run.experiment.train.batch_size, options)
-    counting = _counting(inputs.label_bhw[:1], len(run.classes.names), options)
+    counting = _counting(inputs.label_bhw, len(run.classes.names), options)
     return Result({**result.figures, **counting.figures}, result.lines + counting.lines)
 
 
-def _counting(label_1hw: np.ndarray, num_classes: int, options: Options) -> Result:
-    """The confusion matrix of an image: as evaluation counts it, and by the loop of the published code."""
+def _counting(label_bhw: np.ndarray, num_classes: int, options: Options) -> Result:
+    """Confusion matrices of a batch: as evaluation counts, and by the loop of the published code."""
     count = jax.jit(confusion_matrix, static_argnums=2)
-    label = jax.device_put(label_1hw)
+    label = jax.device_put(label_bhw)
 
     def loop() -> None:
         confusion_cc = np.zeros((num_classes, num_classes), np.int64)
-        for true, predicted in zip(label_1hw.ravel(), label_1hw.ravel(), strict=True):
+        for true, predicted in zip(label_bhw.ravel(), label_bhw.ravel(), strict=True):
             if true != IGNORE_LABEL:
                 confusion_cc[true, predicted] += 1
 
     works = {"count": lambda: np.asarray(count(label, label, num_classes)), "loop": loop}
-    times = in_turns(works, rounds=options.rounds, at_least_s=0.0, title="counting")
+    times = in_turns(works, rounds=options.rounds, at_least_s=options.seconds, title="counting")
     middle, least, most = ratio(times["loop"], times["count"])
     note = f"a loop over pixels: {middle:,.0f} times as long ({least:,.0f} to {most:,.0f})"
-    line = row("  counting an image", milliseconds(times["count"].median), "", note)
+    line = row("  counting pixels", milliseconds(times["count"].median), "", note)
     return Result({"count": times["count"].to_json(), "loop_ratio": middle}, [line])
 
 

@@ -5,19 +5,21 @@ Runs when a run is scored at its end and by `evaluate`, not at every evaluation 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxseg.evaluate.images import SOURCE, TRAINING, Images, SourceLabel, packed, unpacked
-from jaxseg.inference import Model, most_probable, resized
+from jaxseg.inference import Model, a_batch_late, most_probable, resized
+from jaxseg.threads import Call, in_threads
 from jaxseg.types import HostBatch
 
-_MOST_THREADS = 16
+_Sizes = tuple[Images, Images | None]
+"""Of one image: TRAINING and, where there are labels of that size, SOURCE."""
 
 
 class Measured(NamedTuple):
@@ -60,42 +62,24 @@ def measure(
     """
     first, turns = turn
     ids: list[int] = []
-    parts: list[tuple[Images, Images | None]] = []
-    pending: tuple[HostBatch, Any] | None = None
-    # NumPy, SciPy and Pillow let go of the interpreter, and results come in order.
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+
+    def calls() -> Iterator[Call[_Sizes]]:
+        for batch, output in a_batch_late(model, ((batch, batch.image) for batch in batches)):
+            probabilities_bhwc = fetch(output)
+            for i in range(first, len(batch.example_id), turns):
+                example_id = int(batch.example_id[i])
+                if example_id >= 0:
+                    ids.append(example_id)
+                    image = probabilities_bhwc[i], batch.label[i], example_id
+                    yield Call(partial(_measured, *image, source_label))
+
+    measured = in_threads(calls())
     off = None if shows else True
     with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(desc="measuring", total=count, unit=" images", disable=off, leave=False) as bar,
+        closing(measured),
+        tqdm(measured, desc="measuring", total=count, unit=" images", disable=off, leave=False) as bar,
     ):
-
-        def take(batch: HostBatch, output: Any) -> None:
-            probabilities_bhwc = fetch(output)
-            mine = [i for i in range(first, len(batch.example_id), turns) if batch.example_id[i] >= 0]
-            calls = [
-                pool.submit(
-                    _measured, probabilities_bhwc[i], batch.label[i], int(batch.example_id[i]), source_label
-                )
-                for i in mine
-            ]
-            ids.extend(batch.example_id[mine])
-            try:
-                for call in calls:
-                    parts.append(call.result())
-                    bar.update()
-            finally:
-                for call in calls:  # where one has failed, or the run is told to stop
-                    call.cancel()
-
-        for batch in batches:
-            output = model(batch.image)
-            # One batch late, so that the devices have the next one while the host measures.
-            if pending is not None:
-                take(*pending)
-            pending = (batch, output)
-        if pending is not None:
-            take(*pending)
+        parts = list(bar)
     sizes = {TRAINING: [part for part, _ in parts], SOURCE: [source for _, source in parts if source]}
     return Measured(
         np.array(ids, np.int32),
@@ -125,7 +109,7 @@ def joined(parts: Sequence[Measured], count: int) -> Measured:
 
 def _measured(
     probabilities_hwc: np.ndarray, label_hw: np.ndarray, example_id: int, source_label: SourceLabel | None
-) -> tuple[Images, Images | None]:
+) -> _Sizes:
     training = _at_size_of(label_hw, probabilities_hwc)
     if source_label is None:
         return training, None

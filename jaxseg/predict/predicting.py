@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +21,9 @@ from jaxseg.predict.outputs import SUFFIXES, Outputs
 from jaxseg.predict.photos import Photo, find_photos, read
 from jaxseg.predict.video import predict_video
 from jaxseg.predict.writing import probability_file, write_label, write_overlay, write_polygons
+from jaxseg.threads import Call, in_threads
 from jaxseg.types import ClassTable
 
-_MOST_THREADS = 8
 _HELD_BYTES = 1 << 29
 """Of photos that wait to be written: a photo of 178 million pixels has as many."""
 
@@ -61,7 +59,8 @@ def predict(
             coco = stack.enter_context(coco_file(options.output / COCO_FILE, classes))
         sound = stack.enter_context(contextlib.closing(_sound(photos, options, faults, workers)))
         photos_seen = infer(model, sound, input_size=input_size, batch_size=batch_size, looking=looking)
-        written = _in_threads(photos_seen, partial(_written, classes=classes, outputs=outputs))
+        calls = _writing(photos_seen, partial(_written, classes=classes, outputs=outputs))
+        written = in_threads(calls, room=_HELD_BYTES)
         stack.enter_context(contextlib.closing(written))
         for name, label_hw in written:
             if coco is not None:
@@ -128,41 +127,27 @@ def _sound(
                 yield photo.name, image
 
 
-def _in_threads(
-    photos: Iterable[Inferred[str]], write: Callable[[Inferred[str]], np.ndarray]
-) -> Generator[tuple[str, np.ndarray], None, None]:
-    """(name, what `write` gives) of each, in order.
+def _writing(
+    photos: Iterable[Inferred[str]], write: Callable[[Inferred[str]], tuple[str, np.ndarray]]
+) -> Iterator[Call[tuple[str, np.ndarray]]]:
+    """A call of `write` for each photo, in order.
 
-    Files take as long as a model on two cores, and far longer than one on a GPU, so that threads write them
-    while the model looks at the next photos. (NumPy and Pillow let go of the interpreter.) Of a photo with
-    several windows the model's output comes strip by strip, and it is written as it comes.
+    Files take longer than a model on a GPU, and a share of the cores beside one on them, so that threads
+    write them while it looks at the next photos. Of a photo with several windows its output comes strip by
+    strip, and it is written as it comes.
     """
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    waiting: deque[tuple[Inferred[str], Future[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for photo in photos:
-                if photo.is_seen:
-                    call = pool.submit(write, photo)
-                else:
-                    call = Future()
-                    call.set_result(write(photo))
-                waiting.append((photo, call))
-                while len(waiting) > threads or sum(p.image.nbytes for p, _ in waiting) > _HELD_BYTES:
-                    first, call = waiting.popleft()
-                    yield first.key, call.result()
-            while waiting:
-                first, call = waiting.popleft()
-                yield first.key, call.result()
-        finally:
-            for _, call in waiting:  # where one has failed, or the command is told to stop
-                call.cancel()
+    for photo in photos:
+        if photo.is_seen:
+            yield Call(partial(write, photo), photo.image.nbytes)
+        else:
+            written = write(photo)
+            yield Call(partial(lambda done: done, written), photo.image.nbytes)
 
 
-def _written(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> np.ndarray:
-    """Writes the files of one photo; its label map [H, W] uint8."""
+def _written(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> tuple[str, np.ndarray]:
+    """Writes the files of one photo; its key, and its label map [H, W] uint8."""
     with storage_errors(outputs.folder):
-        return _write(found, classes, outputs)
+        return found.key, _write(found, classes, outputs)
 
 
 def _write(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> np.ndarray:
