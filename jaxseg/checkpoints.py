@@ -108,7 +108,8 @@ class Checkpoints:
         for step in steps:
             found, error = None, None
             try:
-                found = _restored(self._manager, self._workdir, step, like, check)
+                with _reader(self._workdir) as reader:
+                    found = _restored(reader, self._workdir, step, like, check)
             except ForeignCheckpoint:
                 raise
             except UserError as e:
@@ -409,7 +410,7 @@ class _LatestAndBest:
 
 @contextlib.contextmanager
 def _reader(workdir: Path) -> Iterator[Any]:
-    """Orbax's manager for reading only."""
+    """Orbax's manager for reading only, in this process alone."""
     if not (workdir / DIRECTORY).is_dir():
         raise _nothing_saved(workdir)
     manager = _manager(workdir, None)
@@ -424,10 +425,17 @@ def _manager(workdir: Path, policy: _LatestAndBest | None) -> Any:
     import orbax.checkpoint as ocp
 
     read_only = policy is None
+    who = ocp.options.MultiprocessingOptions()
+    if read_only:
+        # Orbax lets the processes meet when a step is read; one that can't read it would never come.
+        me = jax.process_index()
+        who = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         read_only=read_only,
+        create=not read_only,
         cleanup_tmp_directories=not read_only,
+        multiprocessing_options=who,
         # Directories made beside would be waited for ten minutes of the same clock.
         async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S, create_directories_asynchronously=False),
     )

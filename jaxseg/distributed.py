@@ -28,8 +28,8 @@ from jaxseg.errors import LOST_PEER, OUT_OF_MEMORY, UsageError, UserError, short
 
 _WEEK_S = 7 * 24 * 3600
 
-_MEETINGS = itertools.count()
-"""Names for `meet`: all processes come to the same ones in the same order."""
+_MEETINGS, _GATHERINGS = itertools.count(), itertools.count()
+"""Names for `meet` and `gathered`: all processes come to the same ones in the same order."""
 
 HEARTBEAT_S = 20
 """How long a process may be silent before the others end."""
@@ -154,12 +154,17 @@ def meet() -> None:
     others as long as a heartbeat may take; but data is prepared, and a report is written, for minutes.
     """
     if several():
-        # Not public, and there is no other: orbax uses it too.
-        from jax._src import distributed
+        _client().wait_at_barrier(f"jaxseg {next(_MEETINGS)}", 1000 * _WEEK_S)
 
-        client = distributed.global_state.client
-        assert client is not None, "there is one where there are several processes"
-        client.wait_at_barrier(f"jaxseg {next(_MEETINGS)}", 1000 * _WEEK_S)
+
+def _client() -> Any:
+    """Of the service that the processes met at."""
+    # Not public, and there is no other: orbax uses it too.
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None, "there is one where there are several processes"
+    return client
 
 
 def is_main() -> bool:
@@ -238,10 +243,20 @@ def check_same_files(facts: Mapping[str, Any]) -> None:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each process has for `value` (JSON), in their order, in each of them. All have to call it."""
+    """What each process has for `value` (JSON), in their order, in each of them. All have to call it.
+
+    Through the service that they met at, not their devices: these may differ in number, which is to be told.
+    """
     if not several():
         return [value]
-    return [json.loads(text) for text in _gathered_bytes(json.dumps(value).encode())]
+    number, me = next(_GATHERINGS), jax.process_index()
+    client = _client()
+    client.key_value_set(f"jaxseg {number} {me}", json.dumps(value))
+    meet()
+    if number:  # all have read those, since all are here
+        client.key_value_delete(f"jaxseg {number - 1} {me}")
+    keys = [f"jaxseg {number} {process}" for process in range(jax.process_count())]
+    return [json.loads(client.blocking_key_value_get(key, 1000 * _WEEK_S)) for key in keys]
 
 
 def gathered_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -39,6 +39,7 @@ def check_started_alike(config: ConfigDict, **more: Any) -> None:
         return
     facts = {key: value for key, value in flat(plain(config)) if not key.startswith(_OWN)}
     facts["the number of processes"] = jax.process_count()
+    facts["the number of its devices"] = jax.local_device_count()
     facts |= {name: version(name) for name in _PACKAGES}
     facts |= {name: value for name, value in jax.config.values.items() if not _OF_A_MACHINE.search(name)}
     facts["XLA_FLAGS"] = os.environ.get("XLA_FLAGS")

@@ -108,20 +108,22 @@ def xla_flags(devices):
 
 @contextlib.contextmanager
 def started(commands, devices=2):
-    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
+    """devices: of each process, or as many numbers as processes."""
+    counts = itertools.repeat(devices) if isinstance(devices, int) else devices
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
                 subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env=environment,
+                    env={**environment, "XLA_FLAGS": xla_flags(count)},
                     text=True,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                 )
             )
-            for command in commands
+            for command, count in zip(commands, counts, strict=False)
         ]
         try:
             yield processes
@@ -397,6 +399,45 @@ def test_another_config_is_refused_in_all(place, tmp_path):
         assert "optim.learning_rate is 0.06 there and 0.05 in process 0" in line
         assert "parallel.mode is 'pmap' there and " in line
     assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_devices_is_refused_in_all(place, tmp_path):
+    commands = [argv(place, tmp_path / "run", *flags) for flags in meeting(2)]
+    with started(commands, devices=(2, 1)) as processes:
+        results = ended(processes)
+    for status, said in results:
+        assert status == 1
+        assert "the number of its devices is 1 there and 2 in process 0" in one_line(said)
+    assert not (tmp_path / "run").exists()
+
+
+CANNOT_READ = """
+import errno, runpy
+import jax
+import orbax.checkpoint as ocp
+
+restore = ocp.PyTreeCheckpointHandler.restore
+def fails(*args, **more):
+    if jax.process_index() == 1:
+        raise OSError(errno.EIO, "Input/output error")
+    return restore(*args, **more)
+ocp.PyTreeCheckpointHandler.restore = fails
+get_config = runpy.run_path("{root}/configs/scratch.py")["get_config"]
+"""
+"""A recipe; the disk of process 1 fails while a checkpoint is read."""
+
+
+def test_a_checkpoint_that_one_process_cannot_read_ends_all(place, pair, tmp_path):
+    shutil.copytree(pair, tmp_path / "run")
+    recipe = tmp_path / "scratch.py"
+    recipe.write_text(CANNOT_READ.format(root=ROOT))
+    started_at = time.monotonic()
+    results = together(place, tmp_path / "run", "--config.train.steps=12", recipe=recipe)
+    for status, said in results:
+        assert status == 1, said
+        assert "Input/output error" in one_line(said)
+    assert time.monotonic() - started_at < 60
+    assert stored_steps(tmp_path / "run") == stored_steps(pair), "a sound checkpoint stays"
 
 
 def test_folders_of_two_machines_are_no_shared_disk(place, tmp_path):
