@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 
 from jaxseg.files import cache_root
+from jaxseg.process import cores
 
 MOST_BYTES = 512 << 20
 """Of a folder; what has not been used for longest makes room. A full-size step takes some MiB."""
@@ -63,7 +64,7 @@ def keep_compilations() -> Path | None:
 
 def machine() -> str:
     """A name for what XLA on a CPU compiles for: processor, its instructions, cores, and who compiles."""
-    facts = [platform.machine(), platform.system(), jax.lib.__version__, str(_cores())]
+    facts = [platform.machine(), platform.system(), jax.lib.__version__, str(cores())]
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -71,10 +72,6 @@ def machine() -> str:
     else:
         facts += sorted(set(re.findall(r"^(?:model|model name|flags|Features|CPU part)\s*:.*$", text, re.M)))
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_private(folder: Path) -> None:

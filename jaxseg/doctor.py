@@ -101,11 +101,12 @@ def check_compute() -> list[Check]:
 
 def check_machine() -> list[Check]:
     """Processor cores and memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from jaxseg.process import cores
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     enough = memory >= 3.5
     return [
-        Check("processor cores", True, str(cores)),
+        Check("processor cores", True, str(cores())),
         Check("memory", enough, f"{memory:.1f} GiB", "use --config.train.batch_size=2 and a smaller width"),
     ]
 

@@ -34,8 +34,8 @@ Model = Callable[[np.ndarray], Any]
 _SHARPNESS = 8.0
 _STRIP_PIXELS, _FEWEST_ROWS = 1 << 16, 16
 """Of a strip: few enough for a processor's cache, enough that its columns are not interpolated too often."""
-_HELD_BYTES = 1 << 29
-"""A batch ends early where the photos that wait for it are larger than this together."""
+_HELD_BYTES = 1 << 30
+"""Of photos that wait for the model's output; a batch ends early where those in it are larger together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +100,13 @@ def infer(
     def inputs() -> Iterator[np.ndarray | None]:
         for key, image in photos:
             if sum(held.nbytes for _, held, _ in waiting) > _HELD_BYTES:
-                yield None  # the batch ends here
+                yield None
             windows = plan_windows((image.shape[0], image.shape[1]), input_size, looking)
             waiting.append((key, image, windows))
             for window in windows:
                 yield cut(image, window, input_size)
 
-    outputs = _outputs(model, _batches(inputs(), batch_size))
+    outputs = _outputs(model, inputs(), batch_size)
     # Each photo has a window at least, so that the next output is always the first of the next photo.
     for first in outputs:
         key, image, windows = waiting.popleft()
@@ -118,18 +118,6 @@ def infer(
         yield Inferred(key, image, blend(size, mine), is_seen)
         for _ in mine:
             pass
-
-
-def a_batch_late(model: Model, batches: Iterable[tuple[K, np.ndarray]]) -> Iterator[tuple[K, Any]]:
-    """The model's output for each batch, with the batch's key; the device has the next one meanwhile."""
-    pending: tuple[K, Any] | None = None
-    for key, images in batches:
-        output = model(images)
-        if pending is not None:
-            yield pending
-        pending = (key, output)
-    if pending is not None:
-        yield pending
 
 
 def plan_windows(size: tuple[int, int], input_size: tuple[int, int], looking: Looking) -> list[Window]:
@@ -217,27 +205,34 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
-def _batches(inputs: Iterator[np.ndarray | None], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(images [batch_size, h, w, 3], how many of them count)."""
-    batch: list[np.ndarray] = []
-    for image in inputs:
-        if image is not None:
-            batch.append(image)
-        if batch and (image is None or len(batch) == batch_size):
-            yield _filled(batch, batch_size), len(batch)
-            batch = []
-    if batch:
-        yield _filled(batch, batch_size), len(batch)
-
-
 def _filled(batch: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
     return np.stack([*batch, *[np.zeros_like(batch[0])] * (batch_size - len(batch))])
 
 
-def _outputs(model: Model, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
-    """[h, w, C] of each image."""
-    for count, output in a_batch_late(model, ((count, images) for images, count in batches)):
-        yield from np.asarray(output)[:count]
+def _outputs(model: Model, inputs: Iterable[np.ndarray | None], batch_size: int) -> Iterator[np.ndarray]:
+    """[h, w, C] of each of `inputs` [h, w, 3]; a batch late, so that the device has the next one meanwhile.
+
+    None among them asks for outputs soon: those that are late, or else of a batch that is not full.
+    """
+    batch: list[np.ndarray] = []
+    pending: tuple[Any, int] | None = None
+    for image in inputs:
+        if image is not None:
+            batch.append(image)
+        if image is None and pending is not None:
+            yield from np.asarray(pending[0])[: pending[1]]
+            pending = None
+        elif batch and (image is None or len(batch) == batch_size):
+            output = model(_filled(batch, batch_size))
+            if pending is not None:
+                yield from np.asarray(pending[0])[: pending[1]]
+            pending, batch = (output, len(batch)), []
+    if batch:
+        last = model(_filled(batch, batch_size))
+    if pending is not None:
+        yield from np.asarray(pending[0])[: pending[1]]
+    if batch:
+        yield from np.asarray(last)[: len(batch)]
 
 
 def _strips(

@@ -18,6 +18,13 @@ def open_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
+def cores() -> int:
+    """How many this process may run on: a job may have a few of a machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_large_pages() -> None:
     """Starts this process anew with glibc's memory in large pages, which it decides on once and at the start.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
+
+from jaxseg.process import cores
 
 T = TypeVar("T")
 
@@ -24,17 +25,18 @@ class Call(NamedTuple, Generic[T]):
 def in_threads(calls: Iterable[Call[T]], *, room: int = 1 << 62) -> Generator[T, None, None]:
     """What each call gives, in order; the next are made while threads, one a core, work on those before.
 
-    Those that wait hold `room` bytes together at most, or are one. Where one fails, or the generator is
-    closed, those that have not begun are left out. (NumPy, SciPy and Pillow let go of the interpreter.)
+    Those whose result is not taken yet hold `room` bytes together at most, or are one. Where one fails, or
+    the generator is closed, those that have not begun are left out. (NumPy, SciPy and Pillow let go of the
+    interpreter.)
     """
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    threads = min(_MOST_THREADS, cores())
     waiting: deque[tuple[Future[T], int]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for work, size in calls:
-                waiting.append((pool.submit(work), size))
-                while len(waiting) > threads or (len(waiting) > 1 and sum(s for _, s in waiting) > room):
+                while waiting and (len(waiting) > threads or size + sum(s for _, s in waiting) > room):
                     yield waiting.popleft()[0].result()
+                waiting.append((pool.submit(work), size))
             while waiting:
                 yield waiting.popleft()[0].result()
         finally:

@@ -84,6 +84,25 @@ def test_large_photos_do_not_wait_for_a_whole_batch(monkeypatch):
     assert len(asked) < 10
 
 
+def test_large_photos_fill_batches_as_far_as_memory_goes(monkeypatch):
+    """Those that wait for the outputs of one batch are let go before the next has to end early."""
+    monkeypatch.setattr(inference, "_HELD_BYTES", int(14.5 * 40 * 30 * 3))
+    calls = []
+
+    def model(images):
+        calls.append(sum(image.any() for image in images))
+        return by_brightness(images)
+
+    photos = [(i, photo(i, 40, 30)) for i in range(60)]
+    found = infer(model, photos, input_size=INPUT, batch_size=20, looking=Looking())
+    assert [seen.key for seen in found] == list(range(60))
+    assert calls == [15, 15, 15, 15]
+    calls.clear()
+    monkeypatch.setattr(inference, "_HELD_BYTES", int(25.5 * 40 * 30 * 3))
+    assert len(list(infer(model, photos, input_size=INPUT, batch_size=20, looking=Looking()))) == 60
+    assert calls == [20, 20, 20]
+
+
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("size", [(8, 12), (9, 12), (50, 31), (4, 100), (3, 3)])
 def test_windows_cover_the_photo_and_overlap(size, overlap):

@@ -294,6 +294,11 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, tiles):
     with pytest.raises(UserError, match=r"/\d\d\.png: No space left on device; ") as told:
         predicted(tmp_path / "in", tmp_path / "out", size=(4, 4), tiles=tiles)
     assert "\n" not in str(told.value)
+    # Where nothing was written a file is somebody else's.
+    mine = save(tmp_path / "out" / "labels" / "19.png", photo(1))
+    with pytest.raises(UserError, match=r"out/labels/19.png is not of `predict`"):
+        predicted(tmp_path / "in", tmp_path / "out", size=(4, 4), tiles=tiles)
+    assert mine.is_file()
 
 
 def test_what_is_not_of_predict_is_not_written_over(tmp_path):

@@ -5,7 +5,6 @@ Of random images, or of generated ones where they are read; no data is needed.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from jaxseg.benchmark.table import Result, row
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.experiment import Experiment, Run
 from jaxseg.files import write_json
+from jaxseg.process import cores
 
 MEASURES: dict[str, Callable[[Run, Options], Result]] = {
     "train": measure_train,
@@ -99,9 +99,8 @@ def _pictures(results: Mapping[str, Any], output: Path) -> list[str]:
 
 def machine(experiment: Experiment) -> dict[str, str]:
     """What the figures depend on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "machine": f"{_processor()}, {cores} cores, {platform.system()}",
+        "machine": f"{_processor()}, {cores()} cores, {platform.system()}",
         "devices": experiment.parallel.describe(),
         "versions": f"python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}",
     }

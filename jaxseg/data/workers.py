@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from jaxseg.errors import UserError
+from jaxseg.process import cores
 from jaxseg.stop import SIGNALS, held
 
 T = TypeVar("T")
@@ -36,27 +37,23 @@ def in_order(
     title: str,
     workers: int | None,
     show_progress: bool,
+    *,
+    ahead: int = 4,
 ) -> Generator[T, None, None]:
     """function(*call) of each of `count` calls, in order; the bar is drawn on a terminal only.
 
     `workers` processes (default: all cores, fewer for a few items; 1 stays in this process), to which the
-    function and the calls are sent.
+    function and the calls are sent. Of each, `ahead` results may wait to be taken.
     """
     from tqdm import tqdm
 
     if workers is None:
-        workers = min(_cores(), math.ceil(count / _ITEMS_PER_WORKER)) if _can_spawn() else 1
-    made = _pooled(function, calls, workers) if workers > 1 else (function(*call) for call in calls)
+        workers = min(cores(), math.ceil(count / _ITEMS_PER_WORKER)) if _can_spawn() else 1
+    made = _pooled(function, calls, workers, ahead) if workers > 1 else (function(*call) for call in calls)
     bar = tqdm(made, desc=title, total=count, unit=" images", disable=None if show_progress else True)
     # The bar does not close what it goes over: its processes would stay as long as an exception names it.
     with contextlib.closing(made), contextlib.closing(bar):
         yield from bar
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _can_spawn() -> bool:
@@ -66,7 +63,7 @@ def _can_spawn() -> bool:
 
 
 def _pooled(
-    function: Callable[..., T], calls: Iterator[tuple[Any, ...]], workers: int
+    function: Callable[..., T], calls: Iterator[tuple[Any, ...]], workers: int, ahead: int
 ) -> Generator[T, None, None]:
     """`function` over the calls, in order, in processes; only a few results wait at a time."""
     from concurrent.futures import Future, ProcessPoolExecutor
@@ -81,7 +78,7 @@ def _pooled(
             return pool.submit(function, *call)
 
     try:
-        waiting = deque(submit(call) for call in itertools.islice(calls, 4 * workers))
+        waiting = deque(submit(call) for call in itertools.islice(calls, ahead * workers))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(submit(call) for call in itertools.islice(calls, 1))

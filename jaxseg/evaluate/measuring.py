@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxseg.evaluate.images import SOURCE, TRAINING, Images, SourceLabel, packed, unpacked
-from jaxseg.inference import Model, a_batch_late, most_probable, resized
+from jaxseg.inference import Model, most_probable, resized
 from jaxseg.threads import Call, in_threads
 from jaxseg.types import HostBatch
 
@@ -64,7 +64,7 @@ def measure(
     ids: list[int] = []
 
     def calls() -> Iterator[Call[_Sizes]]:
-        for batch, output in a_batch_late(model, ((batch, batch.image) for batch in batches)):
+        for batch, output in _a_batch_late(model, batches):
             probabilities_bhwc = fetch(output)
             for i in range(first, len(batch.example_id), turns):
                 example_id = int(batch.example_id[i])
@@ -86,6 +86,18 @@ def measure(
         {size: Images.joined(images) for size, images in sizes.items() if images},
         is_one=all(part is source for part, source in parts),
     )
+
+
+def _a_batch_late(model: Model, batches: Iterable[HostBatch]) -> Iterator[tuple[HostBatch, Any]]:
+    """Batches with the model's output; the devices have the next one meanwhile."""
+    pending: tuple[HostBatch, Any] | None = None
+    for batch in batches:
+        output = model(batch.image)
+        if pending is not None:
+            yield pending
+        pending = (batch, output)
+    if pending is not None:
+        yield pending
 
 
 def joined(parts: Sequence[Measured], count: int) -> Measured:

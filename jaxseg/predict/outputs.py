@@ -7,7 +7,8 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
+from typing import Self
 
 from jaxseg.errors import UserError, storage_errors
 from jaxseg.files import write_json
@@ -27,7 +28,10 @@ SUFFIXES = {
 
 
 class Outputs:
-    """The places for results; claimed before the first is written."""
+    """The places for results; claimed before the first is written.
+
+    At the end of a `with` block claims to places where nothing was written are given up, whatever ends it.
+    """
 
     def __init__(
         self,
@@ -57,8 +61,19 @@ class Outputs:
             self._claims = {**written, **wanted}
             write_json(folder / MANIFEST, {"files": self._claims})
 
-    def settle(self) -> None:
-        """Gives up the claims to places where nothing was written."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._settle()
+        except UserError:
+            if kind is None:  # else what went wrong first is what is told
+                raise
+
+    def _settle(self) -> None:
         written = {place: origin for place, origin in self._claims.items() if (self.folder / place).exists()}
         with storage_errors(self.folder):
             write_json(self.folder / MANIFEST, {"files": written})

@@ -24,8 +24,8 @@ from jaxseg.predict.writing import probability_file, write_label, write_overlay,
 from jaxseg.threads import Call, in_threads
 from jaxseg.types import ClassTable
 
-_HELD_BYTES = 1 << 29
-"""Of photos that wait to be written: a photo of 178 million pixels has as many."""
+_WRITING_BYTES, _HELD_BYTES = 16, 1 << 31
+"""What writing the files of a photo takes a pixel, and what all that are written at a time may take."""
 
 _LONGEST_SIDE = 65_000
 """What a JPEG holds, with a legend."""
@@ -53,7 +53,7 @@ def predict(
     photos = find_photos(options.source, options.output, faults)
     outputs = Outputs(options.output, photos, _kinds(options), _whole_files(options))
     done = 0
-    with contextlib.ExitStack() as stack:
+    with outputs, contextlib.ExitStack() as stack:
         coco = None
         if COCO_FILE in outputs.whole_files:
             coco = stack.enter_context(coco_file(options.output / COCO_FILE, classes))
@@ -67,7 +67,6 @@ def predict(
                 with storage_errors(options.output):
                     coco.add(name, label_hw)
             done += 1
-    outputs.settle()
     _tell(done, outputs, photos, faults)
 
 
@@ -98,11 +97,8 @@ def _predict_video(
     outputs = Outputs(options.output, [video], ["videos"])
     path = outputs.path("videos", video.name)
     sizes: dict[str, Any] = {"input_size": input_size, "batch_size": batch_size}
-    with storage_errors(options.output):
-        try:
-            count = predict_video(video.location, path, model, classes, looking, **sizes)
-        finally:
-            outputs.settle()
+    with outputs, storage_errors(options.output):
+        count = predict_video(video.location, path, model, classes, looking, **sizes)
     print(f"{count:,} frames predicted; written: {path}")
 
 
@@ -111,7 +107,7 @@ def _sound(
 ) -> Generator[tuple[str, np.ndarray], None, None]:
     """(name, image) of those that can be read; the others go to `faults`. With a progress bar."""
     calls = ((photo,) for photo in photos)
-    images = in_order(read, calls, len(photos), "predicting", workers, True)
+    images = in_order(read, calls, len(photos), "predicting", workers, True, ahead=1)
     with contextlib.closing(images):
         for photo, image in zip(photos, images, strict=True):
             if isinstance(image, DataFault):
@@ -137,11 +133,12 @@ def _writing(
     strip, and it is written as it comes.
     """
     for photo in photos:
+        size = _WRITING_BYTES * photo.image.shape[0] * photo.image.shape[1]
         if photo.is_seen:
-            yield Call(partial(write, photo), photo.image.nbytes)
+            yield Call(partial(write, photo), size)
         else:
             written = write(photo)
-            yield Call(partial(lambda done: done, written), photo.image.nbytes)
+            yield Call(partial(lambda done: done, written), size)
 
 
 def _written(found: Inferred[str], classes: ClassTable, outputs: Outputs) -> tuple[str, np.ndarray]:
