@@ -30,7 +30,14 @@ from jaxseg.evaluate.images import (
     read_images,
     write_images,
 )
-from jaxseg.evaluate.intervals import check_same_images, check_same_labels, compared, figures_json
+from jaxseg.evaluate.intervals import (
+    FEWEST_UNITS,
+    check_same_images,
+    check_same_labels,
+    compared,
+    figures_json,
+    too_few,
+)
 from jaxseg.evaluate.measuring import Measured, joined, measure
 from jaxseg.evaluate.tables import format_differences, format_figures, named_size
 from jaxseg.experiment import Data, Run
@@ -202,7 +209,10 @@ def _print_figures(of_sizes: Mapping[str, Any], split: str) -> None:
     shown = [training["whole"]["miou"], *(f["iou"] for f in training["classes"].values())]
     if any(figure["value"] is not None and figure["low"] is None for figure in shown):
         units = "images" if training["blocks"] == training["images"] else "blocks"
-        print(f"n/a as an interval: too few {units} have the class, or one that the mean is over")
+        if too_few(training["blocks"]):
+            print(f"n/a as an interval: of fewer than {FEWEST_UNITS} {units} nothing has one")
+        else:
+            print(f"n/a as an interval: too few {units} have the class, or one that the mean is over")
 
 
 def _check_writable(workdir: Path) -> None:

@@ -321,7 +321,18 @@ def test_few_blocks_have_no_intervals(capsys):
     assert few["whole"]["miou"]["value"] == enough["whole"]["miou"]["value"]
     assert enough["blocks"] == 8 and enough["whole"]["miou"]["low"] is not None
     _print_figures({TRAINING: few, SOURCE: None}, "val")
-    assert "n/a as an interval: too few blocks have the class" in capsys.readouterr().out
+    assert "n/a as an interval: of fewer than 8 blocks nothing has one" in capsys.readouterr().out
+
+
+def test_few_images_have_no_intervals(capsys):
+    """They are no more than as few blocks."""
+    images, names = random_images(1, n=8), ("a", "b", "c")
+    few, enough = (figures_json(images.taken(list(range(n))), names) for n in (7, 8))
+    assert few["whole"]["miou"]["value"] is not None and few["whole"]["miou"]["low"] is None
+    assert few["classes"]["a"]["iou"]["high"] is None
+    assert enough["whole"]["miou"]["low"] is not None
+    _print_figures({TRAINING: few, SOURCE: None}, "val")
+    assert "n/a as an interval: of fewer than 8 images nothing has one" in capsys.readouterr().out
 
 
 def test_two_runs_on_a_drive_are_compared_by_blocks():
@@ -458,11 +469,11 @@ def test_one_image_has_figures_and_no_intervals():
 def test_void_alone_and_a_class_that_never_occurs_are_null():
     label, guess = np.full((9, 9), VOID, np.uint8), np.zeros((9, 9), np.uint8)
     confidence = np.full((9, 9), 0.5, np.float32)
-    void = figures_json(Images.joined([Images.of(label, guess, confidence, 2)] * 4), ("a", "b"))
+    void = figures_json(Images.joined([Images.of(label, guess, confidence, 2)] * 8), ("a", "b"))
     assert all(figure == {"value": None, "low": None, "high": None} for figure in void["whole"].values())
     assert void["classes"]["a"]["accuracy"]["value"] is None and void["classes"]["a"]["pixels"] == 0
     assert "0.0000" not in format_figures(void, TRAINING)
-    some = figures_json(Images.joined([Images.of(guess, guess, confidence, 2)] * 4), ("a", "b"))
+    some = figures_json(Images.joined([Images.of(guess, guess, confidence, 2)] * 8), ("a", "b"))
     assert some["classes"]["a"]["iou"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert {f["value"] for n, f in some["classes"]["b"].items() if n not in ("pixels", "images")} == {None}
     assert some["whole"]["miou"]["value"] == 1.0

@@ -118,6 +118,10 @@ def test_figures_of_a_curve_by_hand():
     assert texts[7] == "+8.6 IoU of person at 70% covered [8.6, 8.6]: significant"
     few = Curve(counts[:9], np.zeros(9, bool), tallies)
     assert str(few.minus(few, "person")[0]) == "+0.0 IoU of person at 0% covered: too few images to say more"
+    assert few.figures()[0].low == 0.5
+    for drawn, fewer in (("images", 7), ("blocks of frames in a row", 2)):
+        of_few = Curve(counts[:fewer], np.zeros(fewer, bool), tallies, drawn).figures()
+        assert of_few[0] == (0.5, None, None), "as of the same images in an evaluation"
     counts[1:, :, :2] = 0
     one = Curve(counts, np.zeros(10, bool), tallies).figures()
     assert one[0].value is not None and one[0].low is None, "a class of one image"

@@ -64,7 +64,7 @@ def train_flags(place, workdir):
 def place(tmp_path_factory):
     """A folder with photos of hostile names, a parent `scratch` and its fine-tune `child`."""
     place = tmp_path_factory.mktemp("report")
-    for split, count in (("train", 8), ("val", 7)):
+    for split, count in (("train", 8), ("val", 8)):
         for i in range(count):
             name = f"{i}{HOSTILE}{BYTES if i == 0 else ''}.png"
             save(place / "photos" / "images" / split / name, photo(i, 24, 24))
@@ -158,7 +158,7 @@ def test_measured_intervals_are_shown_and_missing_ones_told(place, tmp_path):
 def test_the_page_says_over_what_the_bootstrap_goes(place, tmp_path):
     run = copied(place / "scratch", tmp_path)
     shutil.rmtree(run / "checkpoints")  # no pictures: they take time
-    for blocks, says in ((7, "(bootstrap over images)"), (2, "(bootstrap over 2 blocks of frames in a row)")):
+    for blocks, says in ((8, "(bootstrap over images)"), (2, "(bootstrap over 2 blocks of frames in a row)")):
         changed(run, lambda row, blocks=blocks: row["figures"]["training size"].update(blocks=blocks))
         ended(["report", f"--workdir={run}"])
         assert says in text_of((run / "report.html").read_text())
@@ -169,7 +169,7 @@ def test_the_page_says_over_what_the_bootstrap_goes(place, tmp_path):
 
 def write_occlusion(workdir, **other):
     curve = {"iou": [INTERVAL, INTERVAL], "objects": 3}
-    told = {"fill": "noise", "min_pixels": 4, "seed": 0, "split": "val", "images": 7, **other}
+    told = {"fill": "noise", "min_pixels": 4, "seed": 0, "split": "val", "images": 8, **other}
     told = {"step": scored(workdir)["step"], **told}
     content = {**told, "fractions": [0, 0.5], "classes": {"person": curve}}
     (workdir / "eval" / "val_occlusion.json").write_text(json.dumps(content))
@@ -179,8 +179,8 @@ def test_the_pictures_are_those_that_were_scored(place):
     html = (place / "child" / "report.html").read_text()
     assert "predicted otherwise" not in html
     images = data_of(html)["images"]
-    assert {i["name"] for i in images} == {f"0{HOSTILE}\\udcff", *(f"{n}{HOSTILE}" for n in range(1, 7))}
-    assert [len(i["predictions"]) for i in images] == [2] * 7
+    assert {i["name"] for i in images} == {f"0{HOSTILE}\\udcff", *(f"{n}{HOSTILE}" for n in range(1, 8))}
+    assert [len(i["predictions"]) for i in images] == [2] * 8
 
 
 def test_figures_of_other_predictions_are_told(place, tmp_path):
@@ -217,8 +217,8 @@ def test_a_page_that_would_be_too_large_has_fewer_pictures(place, tmp_path, monk
     monkeypatch.setattr(writing, "_MOST_BYTES", 3_000_000 + 4_500_000 + 9_000)
     fewer = drawn(workdir)
     shown = len(data_of(fewer)["images"])
-    assert len(data_of(whole)["images"]) == 7 and 1 <= shown < 7
-    assert f"{shown} of 7 photos" in fewer
+    assert len(data_of(whole)["images"]) == 8 and 1 <= shown < 8
+    assert f"{shown} of 8 photos" in fewer
     monkeypatch.setattr(writing, "_MOST_BYTES", len(whole) - 8_000)
     assert len(drawn(workdir)) < len(whole) - 8_000
 
@@ -364,9 +364,9 @@ def test_the_viewer_opens_slides_and_obeys_keys(page):
     page.wait("document.querySelector('#viewer').open")
     name = "document.querySelector('#viewer-name').textContent"
     first = page.run(name)
-    assert first.endswith("(1 of 7)")
+    assert first.endswith("(1 of 8)")
     page.press("ArrowRight")
-    assert page.run(name).endswith("(2 of 7)")
+    assert page.run(name).endswith("(2 of 8)")
     page.press("2")
     page.wait("document.querySelector('.over canvas').dataset.view === 'truth'")
     box = page.run(
@@ -502,7 +502,7 @@ def test_a_config_is_compared_with_its_recipe_and_its_parent(place):
 
 
 def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 7)
+    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 8)
 
     def drawn_of(scratch):
         both = [f"--workdir={scratch}", f"--workdir={place / 'child'}"]
@@ -526,12 +526,12 @@ def test_changes_are_those_of_a_paired_bootstrap(place, tmp_path, monkeypatch):
 
 
 def test_runs_of_other_sizes_and_coverings_stand_apart(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 7)
+    monkeypatch.setattr("jaxseg.evaluate.intervals._FEWEST_IMAGES", 8)
     big, small = (copied(place / "scratch", tmp_path / name) for name in ("big", "small"))
     shutil.rmtree(small / "checkpoints")  # no pictures: they take time
     changed(big, lambda row: row["figures"]["training size"].update(size=[32, 64]))
     images = read_images(big, "val")
-    training = dataclasses.replace(images.sizes["training size"], size=np.full((7, 2), (32, 64), np.int32))
+    training = dataclasses.replace(images.sizes["training size"], size=np.full((8, 2), (32, 64), np.int32))
     scored_big = dataclasses.replace(images, sizes={**images.sizes, "training size": training})
     write_images(big / "eval" / "val_images.npz", scored_big)
     write_occlusion(big, fill="photo", min_pixels=30)
@@ -562,8 +562,8 @@ def test_runs_of_other_sizes_and_coverings_stand_apart(place, tmp_path, monkeypa
     assert apart().apart == {"training size": [], "source size": []}
     changed(big, lambda row: row["confusion_matrix"].__setitem__(0, [0, 0, 0, 0]))
     assert "other labels" in apart().apart["training size"][0]
-    changed(big, lambda row: row.update(num_images=8))
-    assert "8 images, not 7" in apart().apart["source size"][0]
+    changed(big, lambda row: row.update(num_images=9))
+    assert "9 images, not 8" in apart().apart["source size"][0]
     write_occlusion(small, step=0)
     found = covered([read_stored(small, "val")], "val")
     assert found.curves == {} and "is of step 0, its figures are of step" in found.notes[0]

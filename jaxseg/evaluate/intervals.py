@@ -29,9 +29,9 @@ _FEWEST_IMAGES = 10
 """Of a difference with an interval. Two equal models are told apart in half of the trials with 2 images, in
 10 to 20 % with 5, and in 8 to 10 % with 10 or 12, where it should be 5 %."""
 
-_FEWEST_BLOCKS = 8
-"""Of figures with intervals. With 2 blocks they hold the truth in 40 to 45 % of the trials, with 4 to 6 in 76
-to 81 %, where it should be 95 %."""
+FEWEST_UNITS = 8
+"""Images, or blocks of frames, of figures with intervals. With 2 they hold the truth in 40 to 45 % of the
+trials, with 4 to 6 in 76 to 81 %, where it should be 95 %."""
 
 
 class Figure(NamedTuple):
@@ -70,7 +70,7 @@ def figures_json(images: Images, classes: Sequence[str], block_n: np.ndarray | N
 
 
 def figures(images: Images, block_n: np.ndarray | None = None) -> dict[str, Figure | list[Figure]]:
-    """By name; a list, one a class, under names that begin with `class_`. One image, and few blocks, have no
+    """By name; a list, one a class, under names that begin with `class_`. Few images, or blocks, have no
     intervals.
 
     block_n: [N] of `Scored`, the block that each image is drawn with; by default each is one by itself.
@@ -80,11 +80,11 @@ def figures(images: Images, block_n: np.ndarray | None = None) -> dict[str, Figu
     statistics = {name: summed(value, block_n) for name, value in _statistics(images).items()}
     values = _figures({name: value.sum(axis=0) for name, value in statistics.items()})
     lows, highs = {}, {}
-    few = drawn_units(block_n) != "images" and block_n.max() + 1 < _FEWEST_BLOCKS
+    blocks = int(block_n.max()) + 1
     for name, drawn in _resampled_figures(
         statistics, strata(summed(images.labelled, block_n)), values
     ).items():
-        lows[name], highs[name] = intervals(np.full_like(drawn, np.nan) if few else drawn)
+        lows[name], highs[name] = figure_intervals(drawn, blocks)
     return {name: figure_of(value, lows[name], highs[name]) for name, value in values.items()}
 
 
@@ -137,6 +137,16 @@ def differences(
 def lacking(block_n: np.ndarray) -> str:
     """Over what the interval of a difference goes; what there are too few of where it has none."""
     return drawn_units(block_n) if len(block_n) >= _FEWEST_IMAGES else "images"
+
+
+def too_few(units: int) -> bool:
+    """Whether nothing of so many images or blocks has an interval: it would be far too narrow."""
+    return units < FEWEST_UNITS
+
+
+def figure_intervals(values: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
+    """`intervals` of figures of so many images or blocks; NaN for too few."""
+    return intervals(np.full_like(values, np.nan) if too_few(units) else values)
 
 
 def change_intervals(values: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,11 +16,18 @@ from tqdm import tqdm
 from jaxseg.data.sequences import blocks_of
 from jaxseg.errors import UsageError, UserError, did_you_mean, storage_errors
 from jaxseg.evaluate import evaluate
-from jaxseg.evaluate.intervals import Difference, Figure, change_intervals, figure_of, lacking
+from jaxseg.evaluate.intervals import (
+    Difference,
+    Figure,
+    change_intervals,
+    figure_intervals,
+    figure_of,
+    lacking,
+)
 from jaxseg.experiment.opened import Opened
 from jaxseg.experiment.stored import run_names
 from jaxseg.files import write_json
-from jaxseg.metrics.bootstrap import RESAMPLES, intervals, resampled_sums, strata, summed
+from jaxseg.metrics.bootstrap import RESAMPLES, resampled_sums, strata, summed
 from jaxseg.metrics.ratios import Counts, ratio
 from jaxseg.occlusion.covering import Tally, cover
 from jaxseg.occlusion.options import Options
@@ -55,10 +62,10 @@ class Curve:
         return [tally.covered / tally.pixels if tally.pixels else None for tally in self.tallies]
 
     def figures(self) -> list[Figure]:
-        """The IoU at each share, not defined where there is no object."""
+        """The IoU at each share, not defined where there is no object; with intervals as in `evaluate`."""
         if self.is_empty:
             return [Figure(None, None, None)] * len(SHARES)
-        low_s, high_s = intervals(self._resampled())
+        low_s, high_s = figure_intervals(self._resampled(), len(self.counts_nsk))
         found: list[Figure] = figure_of(_iou(self.counts_nsk.sum(axis=0)), low_s, high_s)
         return found
 
