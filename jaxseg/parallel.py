@@ -210,14 +210,13 @@ class Parallel:
     def lowered(self, step: Any, state: PyTree, batch: PyTree, *, for_counting: bool = False) -> Any:
         """The same, before it is compiled.
 
-        for_counting: in the plain forms of another platform, since of a loop, as the CPU's forms have, XLA's
-            analysis counts one turn.
+        for_counting: by `lowered_for_counting`.
         """
         if self.mode == "pmap":
             return None
         batch = jax.tree.map(_placed, batch, self._whole_batch())
         traced = step.trace(_placed(state, self._sharded()), batch)
-        return traced.lower(lowering_platforms=("tpu",)) if for_counting else traced.lower()
+        return lowered_for_counting(traced) if for_counting else traced.lower()
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
@@ -373,6 +372,14 @@ class Parallel:
         return Mesh(
             np.array(self.devices).reshape(shape), (DATA_AXIS, ROWS_AXIS), axis_types=(AxisType.Auto,) * 2
         )
+
+
+def lowered_for_counting(traced: Any) -> Any:
+    """A traced function lowered in the plain forms of another platform, to count its FLOPs.
+
+    Of a loop, as the CPU's forms have, XLA's analysis counts one turn.
+    """
+    return traced.lower(lowering_platforms=("tpu",))
 
 
 def _placed(tree: PyTree, where: Any) -> PyTree:

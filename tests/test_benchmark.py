@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -59,16 +61,20 @@ def benchmark(capsys, *flags):
     return end.value.code, printed.out + printed.err
 
 
-@pytest.fixture(scope="module")
-def run():
-    """The run of TINY."""
+def tiny_run(width=4):
+    """The run of TINY, of another width."""
     config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
     with config.unlocked():
         config.dataset.image_size = (16, 16)
-        config.model.width, config.model.depth = 4, 1
+        config.model.width, config.model.depth = width, 1
         config.train.batch_size = 2
         config.parallel.mode = "jit"
     return sides.build_run(Experiment(config))
+
+
+@pytest.fixture(scope="module")
+def run():
+    return tiny_run()
 
 
 def test_sides_take_turns_and_every_other_round_the_other_way(monkeypatch):
@@ -122,6 +128,18 @@ def test_steps_are_measured_and_written(tmp_path, capsys):
     # A step is at least a forward and twice as much backward; no peaks of "cpu" are known.
     assert figures["train"]["flops"] > 2 * figures["forward"]["flops"] > 0
     assert figures["train"]["of_bandwidth"] is None
+
+
+def test_the_flops_of_a_forward_pass_are_those_of_its_convolutions():
+    """At a width that a CPU computes by tiles, in a loop over images: XLA counts one turn of that."""
+    run = tiny_run(128)
+    state, batch = run.init_state(), sides.on_device(run, sides.random_inputs(run))
+    cost = sides.forward_cost(run, sides.forward_function(run), state, batch)
+    # Of 3x3 convolutions without what falls on zeros around; upconv and head of each pixel.
+    outer, inner = 3 * 128 + 128 * 128 + 256 * 128 + 128 * 128, 128 * 256 + 256 * 256
+    products = (3 * 16 - 2) ** 2 * outer + (3 * 8 - 2) ** 2 * inner + 16**2 * (256 * 128 + 128 * 7)
+    assert cost.flops == pytest.approx(2 * 2 * products, rel=0.02)
+    assert 2.5 < sides.train_cost(run, state, batch).flops / cost.flops < 3.5
 
 
 def test_prediction_is_measured_beside_the_forward_passes_in_it(tmp_path, capsys, monkeypatch):
@@ -458,6 +476,44 @@ def test_the_twin_computes_the_same_logits(pair, train):
     theirs = logits_of_twin(net.train(train), image).detach().numpy()
     # Sums in another order; with batch statistics divided by small deviations.
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(np.abs(theirs).max()))
+
+
+def cpp_compiler():
+    """Whether there is what torch.compile makes programs for a CPU with."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
+
+
+@pytest.mark.skipif(not cpp_compiler(), reason="torch.compile needs a C++ compiler, and there is none")
+def test_the_twin_runs_compiled_in_bfloat16(tmp_path, monkeypatch):
+    """As on a GPU; its losses and logits are those of the eager twin, rounded."""
+    torch = pytest.importorskip("torch")
+    from jaxseg.benchmark import twin
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # Else it starts a process a core, to compile with.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    draw = np.random.default_rng(0)
+    image, label = draw.random((2, 16, 16, 3), np.float32), draw.integers(0, 5, (2, 16, 16))
+    logits, values = {}, {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = twin.UNet(5, width=4, depth=1)
+        before = [value.clone() for value in net.parameters()]
+        seen = []
+        net.head.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out.detach().clone()))
+        works = twin.make_works(
+            net, image, label, device="cpu", bfloat16=True, compiled=compiled, void=IGNORE_LABEL
+        )
+        for name in ("train", "forward"):
+            works[name]()()
+        logits[compiled] = [out.float().numpy() for out in seen]
+        assert {out.dtype for out in seen} == {torch.bfloat16}, "autocast"
+        after = values[compiled] = [value.detach().numpy() for value in net.parameters()]
+        assert all(np.isfinite(value).all() for value in after)
+        assert any((a != b.detach().numpy()).any() for a, b in zip(after, before, strict=True))
+    for eager, compiled in zip(logits[False], logits[True], strict=True):
+        assert np.isfinite(compiled).all()
+        np.testing.assert_allclose(compiled, eager, atol=0.05 * np.abs(eager).max())
 
 
 def test_the_twin_has_the_same_gradient(pair):

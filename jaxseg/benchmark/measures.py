@@ -84,7 +84,7 @@ def _write(results: Mapping[str, Any], output: Path | None) -> None:
 def _torch_settings(experiment: Experiment) -> str:
     import torch
 
-    compiled = "torch.compile" if sides.torch_device(experiment) == "cuda" else "eager"
+    compiled = "torch.compile" if sides.torch_compiles(experiment) else "eager"
     return f"{torch.__version__}, {torch.get_num_threads()} threads, {compiled}, channels_last, fused Adam"
 
 

@@ -48,6 +48,7 @@ def _torch(run: Run) -> dict[str, Any]:
         "depth": section.depth,
         "bfloat16": section.dtype == "bfloat16",
         "device": sides.torch_device(experiment),
+        "compiled": sides.torch_compiles(experiment),
         "void": IGNORE_LABEL,
         "steps": STEPS,
     }

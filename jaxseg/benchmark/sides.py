@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxseg.errors import UsageError
 from jaxseg.experiment import Experiment, Run
+from jaxseg.parallel import lowered_for_counting
 from jaxseg.preflight import told_cost
 from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, TrainState
 
@@ -99,7 +100,8 @@ class Cost(NamedTuple):
 
     flops: float | None
     accessed: float | None
-    """Bytes read and written by the compiled step. Of calls into libraries XLA may count none."""
+    """Bytes read and written by the compiled step. Of calls into libraries XLA may count none, and of a loop,
+    as the CPU's forms have, one turn."""
 
 
 def train_cost(run: Run, state: TrainState, batch: Batch) -> Cost:
@@ -111,9 +113,10 @@ def train_cost(run: Run, state: TrainState, batch: Batch) -> Cost:
 
 def forward_cost(run: Run, forward: Any, state: TrainState, batch: Batch) -> Cost:
     """Of a forward pass; compiles it, as its first call would."""
-    lowered = forward.lower(variables_of(state), batch.image)
+    traced = forward.trace(variables_of(state), batch.image)
     devices = len(run.experiment.parallel.devices)
-    return Cost(_told(lowered, "flops", 1), _told(lowered.compile(), "bytes accessed", devices))
+    flops = _told(lowered_for_counting(traced), "flops", 1)
+    return Cost(flops, _told(traced.lower().compile(), "bytes accessed", devices))
 
 
 def variables_of(state: TrainState) -> dict[str, Any]:
@@ -139,6 +142,7 @@ def torch_works(run: Run, state: TrainState, inputs: Inputs) -> Mapping[str, Wor
         inputs.label_bhw,
         device=torch_device(run.experiment),
         bfloat16=section.dtype == "bfloat16",
+        compiled=torch_compiles(run.experiment),
         void=IGNORE_LABEL,
     )
 
@@ -182,3 +186,8 @@ def check_twin(experiment: Experiment) -> None:
 def torch_device(experiment: Experiment) -> str:
     """PyTorch's name for the kind of device that we run on."""
     return "cuda" if experiment.parallel.devices[0].platform == "gpu" else "cpu"
+
+
+def torch_compiles(experiment: Experiment) -> bool:
+    """Whether PyTorch is measured with torch.compile: where it is at its best with it, on a GPU."""
+    return torch_device(experiment) == "cuda"

@@ -62,12 +62,20 @@ class UNet(nn.Module):
 
 
 def make_works(
-    net: UNet, image_bhwc: np.ndarray, label_bhw: np.ndarray, *, device: str, bfloat16: bool, void: int
+    net: UNet,
+    image_bhwc: np.ndarray,
+    label_bhw: np.ndarray,
+    *,
+    device: str,
+    bfloat16: bool,
+    compiled: bool,
+    void: int,
 ) -> dict[str, Callable[[], Callable[[], None]]]:
     """A step on the batch, "train" or "forward"; each gives what waits for its end.
 
-    channels_last, fused Adam; on a GPU ("cuda") torch.compile and cuDNN's fastest convolutions; autocast for
-    `bfloat16`. As ours, training looks at the loss of the step before. void: the label that is not trained.
+    channels_last, fused Adam; on a GPU ("cuda") cuDNN's fastest convolutions; autocast for `bfloat16`,
+    torch.compile for `compiled`. As ours, training looks at the loss of the step before. void: the label that
+    is not trained.
     """
     # PyTorch documents `memory_format` for modules; its type overloads lack it.
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,7 +84,7 @@ def make_works(
     label = torch.from_numpy(label_bhw.astype(np.int64)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     torch.backends.cudnn.benchmark = True
-    model = torch.compile(net) if device == "cuda" else net
+    model = torch.compile(net) if compiled else net
     before: list[torch.Tensor] = []
     cast = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
 
@@ -144,7 +152,8 @@ def _main(facts: Mapping[str, Any]) -> None:
     image, label = draw.random((*shape, 3), np.float32), draw.integers(0, facts["classes"], shape)
     net = UNet(facts["classes"], width=facts["width"], depth=facts["depth"])
     device = facts["device"]
-    works = make_works(net, image, label, device=device, bfloat16=facts["bfloat16"], void=facts["void"])
+    asked = {name: facts[name] for name in ("bfloat16", "compiled", "void")}
+    works = make_works(net, image, label, device=device, **asked)
     for _ in range(facts["steps"]):
         works["train"]()
     on_gpu = device == "cuda"
