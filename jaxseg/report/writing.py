@@ -16,6 +16,7 @@ from jaxseg.files import write_text
 from jaxseg.metrics.bootstrap import BLOCKS
 from jaxseg.report import charts, covered, facts, paired, tables
 from jaxseg.report.choice import SMALLEST_SHARE
+from jaxseg.report.colours import for_page
 from jaxseg.report.gallery import Gallery, make_gallery
 from jaxseg.report.stored import StoredRun, check_comparable, named_apart
 from jaxseg.types import ClassTable
@@ -36,7 +37,7 @@ def write_report(
     runs of different classes.
     """
     check_comparable(runs)
-    runs = named_apart(runs)
+    runs, classes = named_apart(runs), for_page(classes)
     images, room = _MOST_IMAGES, _MOST_BYTES - 3_000_000
     while True:
         gallery = make_gallery(runs, models, classes, split, most_images=images, most_bytes=room)
