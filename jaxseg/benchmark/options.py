@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser, path: Callable[[str], Any]) -> No
         metavar="FILE[:DATASET]",
         help="whose model and batch (default: configs/scratch.py:cityscapes, the full size); no data is read",
     )
-    parser.add_argument("--what", default="", metavar="A,B", help="measures, comma-separated, or all")
+    parser.add_argument("--what", default="", metavar="A,B", help="measure these instead: names, or all")
     parser.add_argument("--against", choices=("torch",), help="the same model in PyTorch, in turns")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="least length of a round (default: 1)")
@@ -76,7 +76,8 @@ def _help() -> str:
             "",
             f"By default: {', '.join(BY_DEFAULT)}.",
             "At the full size on two CPU cores these take about a quarter of an hour.",
-            "`compile` and `startup` take a process or two a round, `growth` as long as --budget gives it;",
+            "Not among them: `startup`, which starts and compiles a whole run twice a round, for minutes in",
+            "all; `compile`, a process or two a round; `growth`, which takes as long as --budget gives it;",
             "`epochs` is for a GPU. On one, at PyTorch's best and ours:",
             "  jaxseg benchmark --against=torch --config.model.dtype=bfloat16 --config.train.batch_size=32",
             "",
