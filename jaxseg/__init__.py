@@ -6,10 +6,10 @@ holds it, and this list, to that:
     0   types, errors                         the data that everything passes around; what a user can cause
     1   models, losses, metrics, augment, optim           the science, pure
     1   best, broken, checksums, files, health, locks, meta, printing, process, stop, trace   small tools
-    1   threads                               work beside a model
     1   arguments                             what stands on the command line
     1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches
+    2   threads                               work beside a model
     2   compilations                          what XLA has compiled, kept for the next start
     3   parallel, checkpoints                 devices; what survives a crash
     3   inference                             a photo -> windows -> probabilities at the photo's size

@@ -25,7 +25,7 @@ LAYERS = {
     "locks": 1,
     "meta": 1,
     "stop": 1,
-    "threads": 1,
+    "threads": 2,
     "trace": 1,
     "models": 1,
     "losses": 1,
