@@ -16,6 +16,7 @@ _ROOM, _PERMISSIONS, _DISK = "make room", "mend its permissions", "mend the disk
 _IN_THE_WAY = "move away what is in the way, or name another place"
 _LOCKS = "use a disk that knows locks"
 _FILES, _MEMORY = "raise the limit of open files (ulimit -n)", "free some memory"
+_ANSWERS = "see that the disk is there and answers"
 
 _MENDS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
@@ -29,8 +30,12 @@ _MENDS = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _FILES),
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.ENOMEM: _MEMORY,
+    errno.ENOENT: "bring it back, or name another place",
 }
-"""What helps against what a disk may say."""
+"""What helps against what a disk may say; against all else, `_ANSWERS`."""
+
+_OF_THE_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""What the system says where a file itself is missing or another kind of thing."""
 
 
 OUT_OF_MEMORY = "(?i)out of memory|RESOURCE_EXHAUSTED"
@@ -75,28 +80,33 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 @contextlib.contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turns what a disk does to us (full, read-only, not ours, broken) into a UserError about `where`."""
+    """Turns what a disk does to us (full, read-only, not ours, gone) into a UserError about `where`."""
     try:
         yield
     except OSError as e:
-        if e.errno not in _MENDS:
+        if e.errno is None:  # a library's own, as of a photo that is no photo
             raise
         raise UserError(
-            f"{e.filename2 or e.filename or where}: {e.strerror}; {_MENDS[e.errno]}, and run the same "
+            f"{e.filename2 or e.filename or where}: {e.strerror}; {_mend(e.errno)}, and run the same "
             "command again: all that was saved is kept"
         ) from e
 
 
-_PASSING = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+def _mend(code: int) -> str:
+    return _MENDS[code] if code in _MENDS else _ANSWERS
 
 
 def passing(error: BaseException) -> tuple[str, str] | None:
-    """(name, mend) of an error after which a file may be sound all the same; None for any other."""
-    return system_says(error, _PASSING)
+    """(name, mend) of an error after which a file may be sound all the same; None for any other.
+
+    Whatever the system says is one, unless it says that the file itself is missing: no list has all that a
+    network disk may come up with, and a sound checkpoint must not be taken for a broken one.
+    """
+    return system_says(error, _OF_THE_CONTENT)
 
 
-def system_says(error: BaseException, codes: Container[int] = _MENDS) -> tuple[str, str] | None:
-    """(name, mend) of one of these numbers of the system in an error; None where there is none.
+def system_says(error: BaseException, but: Container[int] = ()) -> tuple[str, str] | None:
+    """(name, mend) of a number of the system in an error, `but` for these; None where there is none.
 
     Looked for in what raised it too. Those of tensorstore have the system's number in their text.
     """
@@ -105,9 +115,9 @@ def system_says(error: BaseException, codes: Container[int] = _MENDS) -> tuple[s
     code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
     if isinstance(error, MemoryError):
         code = errno.ENOMEM
-    if code is not None and code in codes:
-        return os.strerror(code), _MENDS[code]
-    return None if cause is None else system_says(cause, codes)
+    if code is not None and code not in but:
+        return os.strerror(code), _mend(code)
+    return None if cause is None else system_says(cause, but)
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

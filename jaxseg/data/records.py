@@ -63,6 +63,8 @@ class Manifest:
         file = directory / MANIFEST
         try:
             with storage_errors(file):
+                if not file.exists():
+                    raise UserError(f"{directory} holds no prepared data; run `jaxseg prepare`")
                 text = file.read_bytes()
             values: dict[str, Any] = unsealed(json.loads(text))
             table = values.pop("classes")
@@ -71,8 +73,6 @@ class Manifest:
             manifest = cls(classes=ClassTable(tuple(table["names"]), palette), **others)
             manifest._check()
             return manifest
-        except FileNotFoundError:
-            raise UserError(f"{directory} holds no prepared data; run `jaxseg prepare`") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise UserError(
                 f"{file} can't be read ({e}); remove {directory} and run `jaxseg prepare`"

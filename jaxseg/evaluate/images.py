@@ -137,8 +137,11 @@ def read_images(workdir: Path, split: str) -> Scored:
     path = image_file(workdir, split)
     command = f"jaxseg evaluate --workdir={workdir} --split={split}"
     try:
-        with storage_errors(path), np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+        with storage_errors(path):
+            if not path.exists():
+                raise UserError(f"{path} is not there; run `{command}` first")
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
         scored = Scored(
             split=str(arrays["split"]),
             step=int(arrays["step"]),
@@ -151,8 +154,6 @@ def read_images(workdir: Path, split: str) -> Scored:
             sizes=unpacked(arrays),
         )
         _check(scored)
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; run `{command}` first") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as e:
         raise UserError(f"{path} can't be read ({e}); run `{command}` again") from None
     return scored
