@@ -204,7 +204,7 @@ def kept_rows(workdir: Path, start_step: int, mark: LogMark | None) -> list[dict
 
     Where the file is not what the mark says, it is moved to `broken/`, loudly, and the evaluations of the
     mark are given, behind a line that says so. A run that starts at 0, without a mark, has no rows yet; a
-    log that has evaluations all the same is moved likewise.
+    log of one that had saved all the same is moved likewise.
     """
     path = workdir / METRICS_FILE
     if mark is not None:
@@ -217,12 +217,28 @@ def kept_rows(workdir: Path, start_step: int, mark: LogMark | None) -> list[dict
         # A checkpoint is saved before it is scored: where there is a score, there was one.
         lines = path.read_bytes().splitlines() if path.is_file() else []
         rows = [row for line in lines if (row := parsed_row(line)) is not None and is_metrics_row(row)]
-        if not any(row["split"] == "val" and row["step"] > 0 for row in rows):
+        if not rows or not (any(map(_is_later_score, rows)) or _had_saved(workdir)):
             return []
         lost = f"{path} goes to step {rows[-1]['step']} and there is no checkpoint"
         instead = "the run starts anew"
-    _move_away(path, workdir, lost, f"{instead}; a copy of the workdir has more")
+    _move_away(path, workdir, lost, f"{instead}; a copy of the workdir may have more")
     return [] if mark is None else _recovered(start_step, mark)
+
+
+def _is_later_score(row: Mapping[str, Any]) -> bool:
+    return bool(row["split"] == "val" and row["step"] > 0)
+
+
+def _had_saved(workdir: Path) -> bool:
+    """Whether the run that last started anew here has begun a save, or gone on from one, by timings.jsonl."""
+    path, has_saved = workdir / TIMINGS_FILE, False
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        row = parsed_row(line)
+        if row is not None and "start" in row:
+            has_saved = row["step"] > 0
+        elif row is not None and "phase" in row:
+            has_saved |= row["phase"] == "save"
+    return has_saved
 
 
 def _recovered(step: int, mark: LogMark) -> list[dict[str, Any]]:

@@ -217,6 +217,34 @@ def test_a_log_whose_checkpoints_are_gone_is_kept(tmp_path, capsys):
     assert "goes to step 9 and there is no checkpoint" in said and "starts anew" in said
 
 
+def test_a_log_without_a_score_whose_checkpoints_are_gone_is_kept(tmp_path, capsys):
+    """Saves come between evaluations too, of which timings.jsonl tells."""
+
+    def begin(steps, saved, start_step=0, mark=None):
+        with opened(tmp_path, start_step=start_step, mark=mark, tensorboard=False) as log:
+            log.started(start_step, {})
+            for step in steps:
+                log.write(step, "train", figures(step))
+                mark = log.mark()
+                if step in saved:
+                    log.enter("save", step)
+        return mark, (tmp_path / "metrics.jsonl").read_bytes()
+
+    mark, content = begin(range(1, 4), saved=())
+    begin(range(1, 4), saved=(2,))
+    assert not capsys.readouterr().err, "nothing was saved before"
+    mark, _ = begin(range(1, 4), saved=())
+    assert (tmp_path / "broken" / "metrics.jsonl.0").read_bytes() == content
+    said = capsys.readouterr().err
+    assert "goes to step 3 and there is no checkpoint" in said and said.count("\n") == 1
+    begin(range(4, 6), (), 3, mark)
+    assert not capsys.readouterr().err, "with its checkpoint it goes on"
+    begin(range(1, 2), saved=())
+    assert "goes to step 5 and there is no checkpoint" in capsys.readouterr().err
+    begin(range(1, 2), saved=())
+    assert not capsys.readouterr().err and len(list((tmp_path / "broken").iterdir())) == 2
+
+
 def test_nothing_is_lost_where_the_cut_fails(tmp_path, monkeypatch):
     marks = write_run(tmp_path, range(1, 8))
     before = (tmp_path / "metrics.jsonl").read_bytes()
