@@ -6,6 +6,7 @@ holds it, and this list, to that:
     0   types, errors                         the data that everything passes around; what a user can cause
     1   models, losses, metrics, augment, optim           the science, pure
     1   best, broken, checksums, files, health, locks, meta, printing, process, stop, trace   small tools
+    1   manager                               how orbax is set up
     1   arguments                             what stands on the command line
     1   distributed, supervise                one run in several processes
     2   step, data                            the train step, pure; sources -> records -> batches

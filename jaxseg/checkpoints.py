@@ -3,7 +3,7 @@
 `WORKDIR/checkpoints/STEP/` holds `state` (arrays) and `meta` (JSON: config, hashes, checksums of all arrays).
 Saving is asynchronous and atomic: a save that was cut off is a directory with a `tmp` suffix that nobody
 reads. The latest steps and the best one are kept; a broken one is moved away, never deleted; nothing is
-pickled, and reading one runs no code from it. This is the only module that talks to orbax, whose interface
+pickled, and reading one runs no code from it. Only this module and `manager` talk to orbax, whose interface
 is to change with its version 1.
 """
 
@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -26,6 +26,7 @@ from jaxseg.broken import set_aside
 from jaxseg.checksums import array_digests, check_arrays, check_sizes, digest
 from jaxseg.errors import UserError, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
+from jaxseg.manager import LatestAndBest, opened_manager
 from jaxseg.meta import Meta
 from jaxseg.stop import held
 from jaxseg.types import PyTree, TrainState
@@ -39,12 +40,6 @@ _OVERHEAD_BYTES = 1 << 20
 
 _FORMAT = 2
 """Of what `save` writes; another number for each change that this module can't read."""
-
-_NEVER_S = 290 * 365 * 24 * 3600
-"""Orbax's time limit of a save goes by the clock on the wall, which can jump by decades when it is set.
-
-Python's own waits take no more than 292 years.
-"""
 
 
 class ForeignCheckpoint(UserError):
@@ -69,10 +64,10 @@ class Checkpoints:
         Raises OSError where it can't be made.
         """
         (workdir / DIRECTORY).mkdir(exist_ok=True)  # orbax would find out at the first save
-        self._policy = _LatestAndBest(keep, workdir / DIRECTORY)
+        self._policy = LatestAndBest(keep, workdir / DIRECTORY)
         self._workdir = workdir
         self._place = _identity(workdir / DIRECTORY)
-        self._manager = _manager(workdir, self._policy)
+        self._manager = opened_manager(workdir / DIRECTORY, self._policy)
 
     def save(self, state: TrainState, meta: Meta, *, best: int | None) -> None:
         """Starts a save of step `meta.step` and returns; of the older steps, the latest and `best` stay.
@@ -388,79 +383,13 @@ def _nothing_saved(workdir: Path) -> UserError:
     return UserError(f"{workdir} holds no checkpoints; train there first, or name another --workdir")
 
 
-class _LatestAndBest:
-    """Which checkpoints orbax keeps: the `latest` newest, the best, and those that are links in `folder`.
-
-    A link is from somebody who made room on the disk, and orbax fails to delete one. Not its `best_fn` with
-    `max_to_keep`, which deletes the latest when it is not among the best; nor its BestN, which wants the
-    score at the time of saving.
-    """
-
-    def __init__(self, latest: int, folder: Path) -> None:
-        self.latest = latest
-        self.best: int | None = None
-        self._folder = folder
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """For each checkpoint, oldest first."""
-        newest = {c.step for c in checkpoints[-self.latest :]}
-        kept = {*newest, self.best}
-        return [c.step in kept or (self._folder / str(c.step)).is_symlink() for c in checkpoints]
-
-
 @contextlib.contextmanager
 def _reader(workdir: Path) -> Iterator[Any]:
     """Orbax's manager for reading only, in this process alone."""
     if not (workdir / DIRECTORY).is_dir():
         raise _nothing_saved(workdir)
-    manager = _manager(workdir, None)
+    manager = opened_manager(workdir / DIRECTORY, None)
     try:
         yield manager
     finally:
         manager.close()
-
-
-def _manager(workdir: Path, policy: _LatestAndBest | None) -> Any:
-    """Orbax's manager; without a policy it only reads."""
-    import orbax.checkpoint as ocp
-
-    read_only = policy is None
-    who = ocp.options.MultiprocessingOptions()
-    if read_only:
-        # Orbax lets the processes meet when a step is read; one that can't read it would never come.
-        me = jax.process_index()
-        who = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        read_only=read_only,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-        multiprocessing_options=who,
-        # Directories made beside would be waited for ten minutes of the same clock.
-        async_options=ocp.AsyncOptions(timeout_secs=_NEVER_S, create_directories_asynchronously=False),
-    )
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=_array_handlers())
-    return ocp.CheckpointManager(
-        (workdir / DIRECTORY).resolve(),
-        options=options,
-        item_handlers={"state": state, "meta": ocp.JsonCheckpointHandler()},
-    )
-
-
-def _array_handlers() -> Any:
-    """Orbax's, of which one device writes the whole of a replicated array: the one of the checksums.
-
-    By default each device writes a part. Copies that differ by rounding, as other processors make them, would
-    be mixed.
-    """
-    import orbax.checkpoint as ocp
-
-    # Not public, and there is no other: it keeps what kind of random key an array is.
-    from orbax.checkpoint._src.metadata.array_metadata_store import Store
-
-    handlers = ocp.type_handlers
-    whole = handlers.ArrayHandler(use_replica_parallel=False, array_metadata_store=Store())
-    return handlers.create_type_handler_registry(
-        (np.ndarray, handlers.NumpyHandler()),
-        (jax.Array, whole),
-    )

@@ -23,6 +23,7 @@ LAYERS = {
     "health": 1,
     "files": 1,
     "locks": 1,
+    "manager": 1,
     "meta": 1,
     "stop": 1,
     "threads": 2,
