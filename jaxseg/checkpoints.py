@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ import numpy as np
 from jaxseg import distributed
 from jaxseg.broken import set_aside
 from jaxseg.checksums import array_digests, check_arrays, check_sizes, digest
-from jaxseg.errors import UserError, passing, shortened, system_says
+from jaxseg.errors import OUT_OF_MEMORY, UserError, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
 from jaxseg.manager import LatestAndBest, opened_manager
 from jaxseg.meta import Meta
@@ -47,7 +48,7 @@ class ForeignCheckpoint(UserError):
 
 
 class UnreadCheckpoint(UserError):
-    """One that the disk or the memory keeps from being read: nothing is known to be wrong with it."""
+    """One that disk, memory or device keep from being read: nothing is known to be wrong with it."""
 
 
 def stored_bytes(state: PyTree) -> int:
@@ -367,7 +368,7 @@ def _reading(workdir: Path, step: int) -> Iterator[None]:
             yield
     except Exception as e:
         where = workdir / DIRECTORY / str(step)
-        told = passing(e)
+        told = _of_the_device(e) or passing(e)
         if told is not None:
             name, mend = told
             raise UnreadCheckpoint(
@@ -377,6 +378,17 @@ def _reading(workdir: Path, step: int) -> Iterator[None]:
         raise UserError(
             f"{where} can't be read ({shortened(e)}); bring it back from a copy, or move it away"
         ) from e
+
+
+def _of_the_device(error: BaseException | None) -> tuple[str, str] | None:
+    """(name, mend) of what XLA raises, which places arrays and reads no files; None for any other error."""
+    if error is None:
+        return None
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return _of_the_device(error.__cause__ or error.__context__)
+    if re.search(OUT_OF_MEMORY, str(error)):
+        return shortened(error), "free memory of the device, which another process may hold"
+    return shortened(error), "see that the device works, and that no other process of the run has ended"
 
 
 def _nothing_saved(workdir: Path) -> UserError:
