@@ -42,6 +42,13 @@ _OVERHEAD_BYTES = 1 << 20
 _FORMAT = 2
 """Of what `save` writes; another number for each change that this module can't read."""
 
+_FROM_THE_LAST = "and the same command goes on from the last one that was"
+_TRIED_AGAIN = "and the run goes on: its next save is tried all the same"
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
 
 class ForeignCheckpoint(UserError):
     """One of another run, or of another version of jaxseg: nothing is wrong with it, and it stays."""
@@ -69,18 +76,27 @@ class Checkpoints:
         self._workdir = workdir
         self._place = _identity(workdir / DIRECTORY)
         self._manager = opened_manager(workdir / DIRECTORY, self._policy)
+        self._under_way: int | None = None
+        """The step of a save that nobody has seen the end of."""
+        self._has_failed = False
+        """Whether the last save that came to an end could not be written."""
 
-    def save(self, state: TrainState, meta: Meta, *, best: int | None) -> None:
+    def save(
+        self, state: TrainState, meta: Meta, *, best: int | None, warn: Callable[[str], object] = _warn
+    ) -> None:
         """Starts a save of step `meta.step` and returns; of the older steps, the latest and `best` stay.
 
-        Raises UserError where this or the save before it can't be written.
+        Where the save before could not be written, that is said, and this one is waited for: a run that can't
+        save any more ends. Raises UserError where this one can't be written.
         """
         import orbax.checkpoint as ocp
 
         step = meta.step
-        self.wait()
+        self._settle(warn)
         if step in self._manager.all_steps():
             return
+        if self._has_failed:
+            self._clear_leftovers()
         self._policy.best = best
         self._check_room(step, state)
         content = ocp.args.Composite(
@@ -88,6 +104,14 @@ class Checkpoints:
         )
         with self._storage_errors(step):
             self._manager.save(step, args=content, force=True)
+        self._under_way = step
+        if self._has_failed:
+            self.wait()
+
+    def check(self, warn: Callable[[str], object] = _warn) -> None:
+        """Says it where the last save has come to an end and could not be written; waits for none."""
+        if self._under_way is not None and not self.is_saving():
+            self._settle(warn)
 
     def restore_newest(
         self, like: TrainState, check: Callable[[Meta], None]
@@ -132,8 +156,36 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when what was saved is on the disk. Raises UserError where it can't be written."""
-        with self._storage_errors(None):
+        self._wait(_FROM_THE_LAST)
+
+    @contextlib.contextmanager
+    def landed(self) -> Iterator[None]:
+        """Whatever cuts the block off, it ends when the save under way has come to its end."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(UserError):  # what went wrong first is what is told
+                self.wait()
+            raise
+
+    def _wait(self, then: str) -> None:
+        with self._storage_errors(self._under_way, then):
             self._manager.wait_until_finished()
+        if self._under_way is not None:
+            self._under_way, self._has_failed = None, False
+
+    def _settle(self, warn: Callable[[str], object]) -> None:
+        try:
+            self._wait(_TRIED_AGAIN)
+        except UserError as e:
+            self._check_place()  # where the folder is gone there is nothing to go on in
+            warn(f"Warning: {e}")
+
+    def _clear_leftovers(self) -> None:
+        """Of a save that failed, which may have taken the room that the next one needs."""
+        if distributed.is_main():
+            for left in (self._workdir / DIRECTORY).glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _check_room(self, step: int, state: TrainState) -> None:
         # Before tensorstore meets the end of the disk in threads of its own, where it can only be noisy.
@@ -161,16 +213,16 @@ class Checkpoints:
         self._manager.reload()
 
     @contextlib.contextmanager
-    def _storage_errors(self, step: int | None) -> Iterator[None]:
+    def _storage_errors(self, step: int | None, then: str = _FROM_THE_LAST) -> Iterator[None]:
         try:
             yield
         except Exception as e:
+            self._under_way, self._has_failed = None, True
             self._check_place()
             what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             name, mend = system_says(e) or (shortened(e), "make room or mend the disk")
             raise UserError(
-                f"{self._workdir / DIRECTORY}: {what} can't be saved ({name}); {mend}, and the same command "
-                "goes on from the last one that was"
+                f"{self._workdir / DIRECTORY}: {what} can't be saved ({name}); {mend}, {then}"
             ) from e
 
     def __enter__(self) -> Self:

@@ -118,6 +118,7 @@ class Loop:
                 every=self.run.experiment.log.every,
             ) as bar,
             self.trace,
+            self.saved.landed(),
         ):
             self._score_start(bar)
             stream = self.run.experiment.train_stream(self.data, self.step)
@@ -139,6 +140,7 @@ class Loop:
                 self.state, output = self.run.train_step(self.state, batch)
                 self.step += 1
                 self.told.ask(self.stop.received is not None)
+                self.saved.check(bar.write)
                 if (told := self.trace.after_step(self.state)) is not None:
                     bar.write(told)
                 # One step late, so that the devices have work while the host looks at the figures.
@@ -178,7 +180,7 @@ class Loop:
 
     def _pause(self, bar: Progress) -> None:
         """Saves, then evaluates where it is due: a run that dies while it is scored has lost no step."""
-        self.save()
+        self.save(bar)
         self._end_if_told()
         if self._evaluation_due():
             self._evaluate(bar)
@@ -186,7 +188,7 @@ class Loop:
         self.log.enter("train", self.step)
         self.pace.restart()
 
-    def save(self) -> None:
+    def save(self, bar: Progress) -> None:
         """Starts a checkpoint of the state and of all that a later start has to know."""
         mark = self.log.mark()
         self.log.enter("save", self.step)
@@ -201,7 +203,7 @@ class Loop:
             data=self.data.fingerprint,
             **self.data.hashes,
         )
-        self.saved.save(self.state, meta, best=self.best().step)
+        self.saved.save(self.state, meta, best=self.best().step, warn=bar.write)
         self.unsaved = False
 
     def _end_if_told(self) -> None:
@@ -215,7 +217,7 @@ class Loop:
         if pending is not None:
             self._record(bar, pending)
         if self.unsaved:
-            self.save()
+            self.save(bar)
         self._end_if_told()
 
     def _is_logged(self, step: int) -> bool:
@@ -301,6 +303,7 @@ class Loop:
         """The batches of an evaluation, which ends between two of them where one process is told to stop."""
         for batch in batches:
             if self.told.ask(self.stop.received is not None):
+                self.saved.wait()  # here, where a signal doesn't cut it off
                 what = self.stop.received or _ELSEWHERE
                 raise Preempted(f"{what}: all that was saved is kept; the same command goes on")
             yield batch
