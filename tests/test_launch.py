@@ -175,14 +175,20 @@ def test_wrong_usage_shows_how(arguments):
     [(0, 0, False), (1, 0, True), (137, 2, True), (1, 3, False), (2, 0, False), (75, 0, True), (75, 9, True)],
 )
 def test_slurm_queues_again_what_was_told_to_stop_or_died(tmp_path, status, restarts, again):
-    program(tmp_path / "bin" / "srun", f'echo "$*"; exit {status}')
+    program(tmp_path / "bin" / "srun", f'echo "$*, cores: ${{SRUN_CPUS_PER_TASK-its own}}"; exit {status}')
     program(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
     count = {"SLURM_RESTART_COUNT": restarts} if restarts else {}  # Slurm sets it from the first on
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    done = launched(SLURM, "--a=b c", PATH=path, SLURM_JOB_ID=12, **count)
+    done = launched(SLURM, "--a=b c", PATH=path, SLURM_JOB_ID=12, SLURM_CPUS_PER_TASK=8, **count)
     assert done.returncode == status
-    assert "python -m jaxseg.main --a=b c --distributed" in done.stdout
+    assert "python -m jaxseg.main --a=b c --distributed, cores: 8" in done.stdout
     assert ("scontrol requeue 12" in done.stdout) == again
+
+
+def test_where_slurm_was_asked_for_no_cores_a_task_srun_decides(tmp_path):
+    program(tmp_path / "bin" / "srun", 'echo "cores: ${SRUN_CPUS_PER_TASK-its own}"')
+    done = launched(SLURM, "--config=x", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", SLURM_JOB_ID=12)
+    assert (done.returncode, done.stdout) == (0, "cores: its own\n"), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +274,7 @@ def test_processes_of_one_machine(flags, tmp_path):
 
 
 SRUN = """\
+[[ ${SRUN_CPUS_PER_TASK-1} == 2 ]] || { echo "a task has one core" >&2; exit 3; }
 while [[ $1 == -* ]]; do shift; done
 status=0
 for ((task = 0; task < SLURM_NTASKS; task++)); do
@@ -280,7 +287,10 @@ for task in $(jobs -p); do
 done
 exit "$status"
 """
-"""Starts the tasks, on one node, with the variables that jax reads; ends with the highest status."""
+"""Starts the tasks, on one node, with the variables that jax reads; ends with the highest status.
+
+As srun does since Slurm 22.05, it reads nothing of SLURM_CPUS_PER_TASK.
+"""
 
 
 def job_with_free_port() -> int:
@@ -300,6 +310,7 @@ def test_a_slurm_job(flags, tmp_path):
     environment = {
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "2",
     }
     job = str(job_with_free_port())
     with running(SLURM, *flags, workdir, SLURM_JOB_ID=job, **environment) as script:
