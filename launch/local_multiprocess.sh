@@ -39,9 +39,11 @@ fi
 
 pids=()
 told=
+reached=0
 pass_on() {
   told=$1
   for pid in "${pids[@]+"${pids[@]}"}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
+  reached=${#pids[@]}
 }
 trap 'pass_on TERM' TERM HUP  # HUP: the terminal was closed
 trap 'pass_on INT' INT
@@ -49,9 +51,14 @@ trap 'pass_on INT' INT
 trap 'for pid in "${pids[@]+"${pids[@]}"}"; do kill -s KILL "$pid" 2>/dev/null || true; done' EXIT
 
 start_all() {
-  local port process
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  local port process status=0
   pids=()
+  port=$(
+    "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  ) || status=$?
+  [[ -z $told ]] || exit 75
+  ((status == 0)) || exit "$status"
+  reached=0
   for ((process = 0; process < count; process++)); do
     (
       ((${#gpus[@]} == 0)) || export CUDA_VISIBLE_DEVICES="${gpus[process]}"
@@ -61,6 +68,11 @@ start_all() {
         --process="$process" </dev/null
     ) &
     pids+=($!)
+  done
+  # A signal that came meanwhile has reached only those before it.
+  [[ -n $told ]] || return 0
+  for ((process = reached; process < count; process++)); do
+    kill -s "$told" "${pids[process]}" 2>/dev/null || true
   done
 }
 

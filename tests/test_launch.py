@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kubernetes_validate
@@ -161,6 +162,57 @@ def test_each_process_has_its_gpu(tmp_path):
     refused = launched(LOCAL, 4, "--config=x", **more)
     assert refused.returncode == 2
     assert "4 processes need 4 GPUs; 3 are visible here" in refused.stderr
+
+
+STARTS_SLOWLY = """\
+[[ $1 == -c ]] && { sleep 2; echo 1234; exit; }
+exec sleep 60
+"""
+"""A `python` that takes its time to find a port, and then to train."""
+
+STARTED_AGAIN = """\
+[[ $1 == -c ]] && { echo >>"$TALLY"; (($(wc -l <"$TALLY") < 2)) || sleep 2; echo 1234; exit; }
+(($(wc -l <"$TALLY") > 1)) || exit 1
+exec sleep 60
+"""
+"""The same where the processes of a first round have failed."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("python", "ports"), [(STARTS_SLOWLY, 0), (STARTED_AGAIN, 2)], ids=["start", "restart"]
+)
+def test_what_is_told_while_it_starts_ends(tmp_path, number, python, ports):
+    tally = tmp_path / "tally"
+    tally.touch()
+    found = str(program(tmp_path / "python", python))
+    with running(LOCAL, 2, "--config=x", PYTHON=found, TALLY=str(tally)) as script:
+        deadline = time.monotonic() + 20
+        while len(tally.read_text()) < ports and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        script.send_signal(number)
+        said = script.communicate(timeout=10)[1]
+    assert script.returncode == 75, said
+
+
+TELLS = """\
+[[ $1 == -c ]] && { echo 1234; exit; }
+trap 'echo "$*" >>"$TALLY"; told=1' TERM
+[[ $* != *--process=0 ]] || kill "$PPID"
+for ((i = 0; i < 20; i++)); do sleep 0.1; done
+[[ -n $told ]] || echo missed >>"$TALLY"
+exit 75
+"""
+"""A `python` whose first process tells the launcher to stop while it starts the others."""
+
+
+def test_what_is_told_between_two_processes_reaches_each_once(tmp_path):
+    tally = tmp_path / "tally"
+    done = launched(LOCAL, 20, "--config=x", PYTHON=program(tmp_path / "python", TELLS), TALLY=tally)
+    assert done.returncode == 75, done.stderr
+    told = tally.read_text().splitlines()
+    assert "missed" not in told and len(told) == len(set(told))
 
 
 @pytest.mark.parametrize("arguments", [[], ["2"], ["two", "--config=x"], ["0", "--config=x"]])
