@@ -267,8 +267,8 @@ class Parallel:
     def compile_eval_step(self, body: EvalStep) -> EvalStep:
         """The evaluation step for this machine; the state stays the caller's."""
         if self.mode == "pmap":
-            # Sums are the same on all devices; confusion matrices stay with their images.
-            axes: Any = {"loss_sums": None, "confusion_bcc": 0}
+            # Sums are the same on all devices; what is of an image stays with it.
+            axes: Any = {"loss_sums": None, "confusion_bcc": 0, "labelled_b": 0}
             return self._pmap(body, out_axes=EvalOutput(**axes), donate_argnums=())
         return jax.jit(body, out_shardings=self._sharded())
 
@@ -350,8 +350,8 @@ class Parallel:
             cut = jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), batch)
             out = mapped(state, cut)
             if isinstance(out, EvalOutput):
-                joined = out.confusion_bcc.reshape(-1, *out.confusion_bcc.shape[2:])
-                return out.replace(confusion_bcc=joined)
+                confusion_bcc = out.confusion_bcc.reshape(-1, *out.confusion_bcc.shape[2:])
+                return out.replace(confusion_bcc=confusion_bcc, labelled_b=out.labelled_b.reshape(-1))
             return out
 
         return step

@@ -20,7 +20,7 @@ from flax import struct
 
 from jaxseg.losses import Loss
 from jaxseg.metrics import confusion_matrix
-from jaxseg.types import Batch, PyTree, TrainState
+from jaxseg.types import IGNORE_LABEL, Batch, PyTree, TrainState
 
 
 class StepOutput(struct.PyTreeNode):
@@ -42,6 +42,8 @@ class EvalOutput(struct.PyTreeNode):
     """float32, of the whole batch: add up over a split, then `loss.combine` once."""
     confusion_bcc: jax.Array
     """[B, C, C] int32: rows are labels, columns predictions."""
+    labelled_b: jax.Array
+    """[B] int32: how many pixels are not void, for all of which the matrix has to account."""
 
 
 class Gradient(NamedTuple):
@@ -202,6 +204,7 @@ def make_eval_step(
         return EvalOutput(
             loss_sums=_total(loss.sums(logits_bhwc, batch.label), axis_name),
             confusion_bcc=confusion_matrix(batch.label, predictions_bhw, num_classes),
+            labelled_b=(batch.label != IGNORE_LABEL).sum(axis=(1, 2), dtype=jnp.int32),
         )
 
     return eval_step

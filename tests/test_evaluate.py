@@ -49,6 +49,10 @@ def batches(labels, size, order=None):
         )
 
 
+def labelled(batch):
+    return (batch.label != IGNORE_LABEL).sum((1, 2), dtype=jnp.int32)
+
+
 def step_of(logits):
     """An eval_step whose model looks its logits up by example_id; for a filling image it makes some up."""
 
@@ -56,7 +60,7 @@ def step_of(logits):
     def eval_step(state, batch):
         found = jnp.asarray(logits)[batch.example_id]
         matrices = confusion_matrix(batch.label, jnp.argmax(found, -1), C)
-        return EvalOutput(loss_sums=LOSS.sums(found, batch.label), confusion_bcc=matrices)
+        return EvalOutput(LOSS.sums(found, batch.label), matrices, labelled(batch))
 
     return eval_step
 
@@ -114,7 +118,8 @@ def test_sums_do_not_stop_at_what_float32_can_count():
     def eval_step(state, batch):
         weight = jnp.float32(next(weights))
         nll = jnp.float32(0) if weight > 1 else jnp.float32(1)
-        return EvalOutput({"nll": nll, "weight": weight}, jnp.zeros((1, C, C), jnp.int32))
+        none = jnp.zeros((1, C, C), jnp.int32)
+        return EvalOutput({"nll": nll, "weight": weight}, none, labelled(batch))
 
     void = np.full((41, H, W), IGNORE_LABEL, np.int32)
     result = evaluate(eval_step, None, batches(void, 1), loss=loss)
@@ -134,7 +139,8 @@ def counting(change):
 
     def eval_step(state, batch):
         right = confusion_matrix(batch.label, jnp.zeros_like(batch.label), C)
-        return EvalOutput(LOSS.sums(jnp.zeros((*batch.label.shape, C)), batch.label), change(right))
+        sums = LOSS.sums(jnp.zeros((*batch.label.shape, C)), batch.label)
+        return EvalOutput(sums, change(right), labelled(batch))
 
     return eval_step
 
@@ -159,6 +165,14 @@ def test_a_filling_image_that_is_not_void_is_an_error(split):
     parts[-1] = parts[-1].replace(label=jnp.zeros((4, H, W), jnp.int32))
     with pytest.raises(RuntimeError, match="only fills a batch"):
         evaluate(counting(lambda m: m), None, parts, loss=LOSS)
+
+
+def test_of_what_other_processes_have_ids_alone_are_fetched(split):
+    """Label maps were, of all processes, for their count of pixels."""
+    fetched = []
+    fetch = lambda array: fetched.append(array.shape) or np.asarray(array)  # noqa: E731
+    evaluate(counting(lambda m: m), None, batches(split[1], 4), loss=LOSS, fetch=fetch)
+    assert fetched == [(4,), (4,)]
 
 
 def test_an_image_that_comes_twice_is_an_error(split):
@@ -188,6 +202,10 @@ def test_the_device_has_its_next_batch_before_the_last_is_read(split):
         @property
         def confusion_bcc(self):
             return self.output.confusion_bcc
+
+        @property
+        def labelled_b(self):
+            return self.output.labelled_b
 
     eval_step = step_of(logits)
 

@@ -14,7 +14,8 @@ from jaxseg import losses
 from jaxseg.models import UNet
 from jaxseg.parallel import DATA_AXIS, Parallel
 from jaxseg.step import make_eval_step, make_train_step
-from tests.small_steps import CLASSES, LOSSES, SIZE, batch_with_uneven_void, started
+from jaxseg.types import IGNORE_LABEL
+from tests.small_steps import BATCH, CLASSES, LOSSES, SIZE, batch_with_uneven_void, started
 
 
 def shard_mapped(body, devices):
@@ -50,6 +51,7 @@ def trained(mode, devices, loss, *, rows=1, accumulate=1, norm="batch", dropout=
         if spoilt:
             batch.label[-1, -SIZE // rows :] = 0
             batch.image[-1, -SIZE // rows :] = 0.5
+            batch.label[-1, -1, -1] = IGNORE_LABEL
         return cut(place.place_batch(batch))
 
     def known(state, output, scored):
@@ -62,6 +64,7 @@ def trained(mode, devices, loss, *, rows=1, accumulate=1, norm="batch", dropout=
             "grad_norm": output.grad_norm,
             "eval_loss": loss.combine(scored.loss_sums),
             "confusion": scored.confusion_bcc,
+            "labelled": scored.labelled_b,
         }
         return jax.tree.map(np.asarray, arrays)
 
@@ -85,7 +88,7 @@ def distances(a, b, ignore=()):
     def flat(tree):
         return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
 
-    keys = [k for k in b if k not in ("confusion", *ignore) and jax.tree.leaves(b[k])]
+    keys = [k for k in b if k not in ("confusion", "labelled", *ignore) and jax.tree.leaves(b[k])]
     return {k: np.linalg.norm(flat(a[k]) - flat(b[k])) / np.linalg.norm(flat(b[k])) for k in keys}
 
 
@@ -102,6 +105,7 @@ def assert_same(a, b):
     assert furthest(a[3], b[3]) < 1e-3
     assert moved_pixels(a[1], b[1]) <= 2, "argmax may tip at a tie"
     assert moved_pixels(a[3], b[3]) <= 6
+    assert (a[3]["labelled"] == b[3]["labelled"]).all()
 
 
 EVERY_LOSS = losses.mixture({name: (1.0, make()) for name, make in LOSSES.items()})
@@ -134,6 +138,8 @@ def test_every_mode_is_the_one_device_run(mode, devices, rows, name):
     seen = distances(found["spoilt"], reference(name)[1])
     assert min(seen.values()) > 2e-5
     assert moved_pixels(found["spoilt"], reference(name)[1]) > 6
+    lost = reference(name)[1]["labelled"] - found["spoilt"]["labelled"]
+    assert lost.tolist() == [0] * (BATCH - 1) + [1]
 
 
 def test_the_fast_gradients_are_the_plain_ones_over_devices():

@@ -81,7 +81,18 @@ def test_confusions_are_an_image_each():
     batch = batch_with_uneven_void()
     out = make_eval_step(model, losses.cross_entropy(), num_classes=CLASSES)(state, batch)
     assert out.confusion_bcc.shape == (BATCH, CLASSES, CLASSES)
-    assert (np.asarray(out.confusion_bcc).sum((1, 2)) == (batch.label != IGNORE_LABEL).sum((1, 2))).all()
+    valid_b = (batch.label != IGNORE_LABEL).sum((1, 2))
+    assert (np.asarray(out.confusion_bcc).sum((1, 2)) == valid_b).all()
+    assert (np.asarray(out.labelled_b) == valid_b).all() and out.labelled_b.dtype == jnp.int32
+
+
+def test_a_label_that_is_no_class_is_labelled_and_in_no_matrix():
+    model, state, _ = small()
+    batch = batch_with_uneven_void()
+    batch.label[-1, -1, -1] = CLASSES
+    out = make_eval_step(model, losses.cross_entropy(), num_classes=CLASSES)(state, batch)
+    missing_b = np.asarray(out.labelled_b - out.confusion_bcc.sum((1, 2)))
+    assert missing_b.tolist() == [0] * (BATCH - 1) + [1]
 
 
 def test_placing_copies_so_that_donation_takes_nothing_from_the_caller():

@@ -13,7 +13,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import Loss
 from jaxseg.metrics import Scores, scores
 from jaxseg.step import EvalOutput, EvalStep
-from jaxseg.types import IGNORE_LABEL, Batch, ClassTable, PyTree, TrainState
+from jaxseg.types import Batch, ClassTable, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def evaluate(
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         example_ids = fetch(batch.example_id)
         confusion_bcc = np.asarray(output.confusion_bcc, np.int64)
-        _check_counts(confusion_bcc, fetch(batch.label), example_ids)
+        _check_counts(confusion_bcc, np.asarray(output.labelled_b), example_ids)
         matrices.append(confusion_bcc[example_ids >= 0])
         ids.append(example_ids[example_ids >= 0])
 
@@ -116,10 +116,9 @@ def to_json(
     }
 
 
-def _check_counts(confusion_bcc: np.ndarray, labels_bhw: np.ndarray, example_ids: np.ndarray) -> None:
+def _check_counts(confusion_bcc: np.ndarray, labelled_b: np.ndarray, example_ids: np.ndarray) -> None:
     counted_b = confusion_bcc.sum(axis=(1, 2))
-    valid_b = (labels_bhw != IGNORE_LABEL).sum(axis=(1, 2))
-    for counted, valid, example_id in zip(counted_b, valid_b, example_ids, strict=True):
+    for counted, valid, example_id in zip(counted_b, labelled_b, example_ids, strict=True):
         if counted != valid:
             raise RuntimeError(f"image {example_id}: {counted} pixels were counted and {valid} are valid")
         if example_id < 0 and valid:
