@@ -170,7 +170,7 @@ def test_a_filling_image_that_is_not_void_is_an_error(split):
 def test_of_what_other_processes_have_ids_alone_are_fetched(split):
     """Label maps were, of all processes, for their count of pixels."""
     fetched = []
-    fetch = lambda array: fetched.append(array.shape) or np.asarray(array)  # noqa: E731
+    fetch = lambda array: fetched.append(array.shape) or np.asarray(array)
     evaluate(counting(lambda m: m), None, batches(split[1], 4), loss=LOSS, fetch=fetch)
     assert fetched == [(4,), (4,)]
 
