@@ -283,17 +283,22 @@ class Parallel:
         images stay its own. Only where rows of an image lie in several processes are they sent to all of
         those, so that one can look at the whole image.
         """
+        step = self.jit_probability_step(body)
+        return lambda state, image_bhwc: step(state, self.place_pixels(image_bhwc))
+
+    def jit_probability_step(self, body: ProbabilityStep) -> Any:
+        """The jitted step in it, for images of `place_pixels`."""
+        axes = (DATA_AXIS, ROWS_AXIS) if self.sharers[1] == 1 else (DATA_AXIS,)
+        return jax.jit(body, out_shardings=self._sharded(*axes))
+
+    def place_pixels(self, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
+        """Images of a batch, this process's share, cut over the devices as in training."""
         pixels = self._sharded(DATA_AXIS, ROWS_AXIS)
-        step = jax.jit(body, out_shardings=pixels if self.sharers[1] == 1 else self._sharded(DATA_AXIS))
-
-        def place(image_bhwc: jax.Array | np.ndarray) -> jax.Array:
-            if not several():
-                return jax.device_put(image_bhwc, pixels)
-            own, (_, shares) = np.asarray(image_bhwc), self.share
-            shape = (len(own) * shares, *own.shape[1:])
-            return jax.make_array_from_process_local_data(pixels, own, shape)
-
-        return lambda state, image_bhwc: step(state, place(image_bhwc))
+        if not several():
+            return jax.device_put(image_bhwc, pixels)
+        own, (_, shares) = np.asarray(image_bhwc), self.share
+        shape = (len(own) * shares, *own.shape[1:])
+        return jax.make_array_from_process_local_data(pixels, own, shape)
 
     def own_images(self, array: jax.Array) -> np.ndarray:
         """What `array` [B, ...], cut as a batch is, holds of the images of `share`; asks no other process."""

@@ -12,7 +12,13 @@ import optax
 from jaxseg import losses
 from jaxseg.models import UNet
 from jaxseg.parallel import Parallel
-from jaxseg.step import init_state, make_eval_step, make_predict_step, make_train_step
+from jaxseg.step import (
+    init_state,
+    make_eval_step,
+    make_predict_step,
+    make_probability_step,
+    make_train_step,
+)
 from jaxseg.types import Batch
 
 DEPTH = 2
@@ -30,6 +36,9 @@ def compiled(
     if of is make_predict_step:
         photos = place.place_images(np.zeros((*shape, 3), np.float32))
         return place.compile_predict_step(of(model)).lower(state, photos).compile()
+    if of is make_probability_step:
+        photos = place.place_pixels(np.zeros((*shape, 3), np.uint8))
+        return place.jit_probability_step(of(model, **more)).lower(state, photos).compile()
     batch = Batch(
         image=jax.ShapeDtypeStruct((*shape, 3), jnp.float32),
         label=jax.ShapeDtypeStruct(shape, jnp.int32),

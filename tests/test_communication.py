@@ -8,7 +8,7 @@ import pytest
 
 from jaxseg import losses
 from jaxseg.models import UNet
-from jaxseg.step import make_eval_step, make_predict_step
+from jaxseg.step import make_eval_step, make_predict_step, make_probability_step
 from tests.messages import DEPTH, compiled, made, messages, reasons, sent_bytes
 
 NORMS = 2 * (2 * DEPTH + 1)
@@ -99,6 +99,16 @@ def test_a_prediction_sends_rows_and_label_maps_only():
     assert set(gathered) <= {"s32[8,64,32]"} and counts.keys() <= {"collective-permute", "all-gather"}
     assert counts["collective-permute"] >= 2 * NORMS
     whole = compiled(1, 1, of=make_predict_step).memory_analysis().temp_size_in_bytes
+    assert program.memory_analysis().temp_size_in_bytes < 0.5 * whole
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_send_rows_only(flip):
+    program = compiled(4, 4, of=make_probability_step, flip=flip)
+    counts, _ = messages(program)
+    assert counts.keys() == {"collective-permute"} and counts["collective-permute"] >= (1 + flip) * 2 * NORMS
+    assert {shape[1] for _, shape in made(program, "collective-permute")} == {1}, "a row, not an image"
+    whole = compiled(1, 1, of=make_probability_step, flip=flip).memory_analysis().temp_size_in_bytes
     assert program.memory_analysis().temp_size_in_bytes < 0.5 * whole
 
 

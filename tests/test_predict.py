@@ -19,6 +19,8 @@ from jaxseg.data.images import read_photo
 from jaxseg.data.labels import CAMVID_MAPPING, STREET_CLASSES
 from jaxseg.data.records import open_records
 from jaxseg.errors import UserError
+from jaxseg.experiment import read_config
+from jaxseg.experiment.opened import open_trained
 from jaxseg.inference import Looking, cut, plan_windows
 from jaxseg.main import main
 from jaxseg.predict import predicting
@@ -124,6 +126,21 @@ def test_everything_that_can_be_asked_for(trained, tmp_path, capsys):
     assert content["probabilities"].shape == (12, 16, 7) and content["probabilities"].dtype == np.float16
     assert np.allclose(content["probabilities"].sum(axis=-1, dtype=np.float32), 1, atol=2e-3)
     assert "1 photo predicted; written: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_cut_into_rows_get_the_probabilities_of_whole_ones(trained, flip):
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    found = []
+    for mode, rows in (("jit", 1), ("sharded", 2)):
+        config = read_config(trained / "run")
+        config.parallel.mode, config.parallel.mesh.rows = mode, rows
+        opened = open_trained(config, trained / "run")
+        place = opened.run.experiment.parallel
+        assert (len(place.devices) == 1, place.rows) == (mode == "jit", rows)
+        found.append(np.asarray(opened.model(flip=flip)(images)))
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5)
+    assert np.abs(found[0][:, :8] - found[0][:, 8:]).max() > 1e-3, "a mix-up of rows would be seen"
 
 
 def test_the_data_may_be_gone(trained, tmp_path):
