@@ -145,7 +145,7 @@ class Parallel:
 
     @property
     def steps_see_whole_arrays(self) -> bool:
-        """Whether a step's arrays are one device's own; in sharded mode XLA cuts them over several."""
+        """Whether training's and evaluation's arrays are one device's own; in sharded mode XLA cuts them."""
         return self.mode == "pmap" or len(self.devices) == 1
 
     def describe(self) -> str:

@@ -8,8 +8,10 @@ import pytest
 
 from jaxseg import losses
 from jaxseg.models import UNet
+from jaxseg.parallel import Parallel
 from jaxseg.step import make_eval_step, make_predict_step, make_probability_step
 from tests.messages import DEPTH, compiled, made, messages, reasons, sent_bytes
+from tests.test_configs import built
 
 NORMS = 2 * (2 * DEPTH + 1)
 """Two normalisations in each block of the encoder, the bottleneck and the decoder."""
@@ -110,6 +112,21 @@ def test_probabilities_send_rows_only(flip):
     assert {shape[1] for _, shape in made(program, "collective-permute")} == {1}, "a row, not an image"
     whole = compiled(1, 1, of=make_probability_step, flip=flip).memory_analysis().temp_size_in_bytes
     assert program.memory_analysis().temp_size_in_bytes < 0.5 * whole
+
+
+@pytest.mark.parametrize("step", ["compile_predict_step", "compile_probability_step"])
+def test_predictions_of_pmap_gather_no_activation_of_a_wide_model(monkeypatch, step):
+    """jit compiles them, for which the forms of pmap's own steps are wrong: loops over all images."""
+    size = {"dataset__image_size": (16, 16), "model__width": 128, "model__depth": 1}
+    batch = {"train__batch_size": 4, "evaluate__batch_size": 4}
+    run = built("scratch", "streets", parallel__mode="pmap", **size, **batch)
+    bodies, state = [], jax.eval_shape(run.first_state)
+    monkeypatch.setattr(Parallel, step, lambda place, body: bodies.append(body) or body)
+    assert (run.predict_step, run.probabilities(state)) and len(run.experiment.parallel.devices) == 4
+    place = run.experiment.parallel
+    photos = place.place_pixels(np.zeros((4, 16, 16, 3), np.float32))
+    counts, gathered = messages(place.jit_probability_step(bodies[0]).lower(state, photos).compile())
+    assert gathered == [] and counts == {}
 
 
 def test_an_activation_that_is_gathered_would_be_seen():
