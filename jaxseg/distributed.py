@@ -259,6 +259,12 @@ def gathered(value: Any) -> list[Any]:
     return [json.loads(client.blocking_key_value_get(key, 1000 * _WEEK_S)) for key in keys]
 
 
+def processes_here() -> int:
+    """How many processes of the run are on this machine, by its name. All have to call it."""
+    here = socket.gethostname()
+    return gathered(here).count(here)
+
+
 def gathered_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The same of small host arrays, of any shapes and types in each process, bit for bit."""
     if not several():

@@ -132,14 +132,15 @@ class Room:
         return f"{in_units(self.free)} free a device {self.where}"
 
 
-def device_room(devices: Sequence[Any], root: Path = Path("/")) -> Room | None:
+def device_room(devices: Sequence[Any], root: Path = Path("/"), *, processes: int = 1) -> Room | None:
     """What is free for each of this process's `devices`; None where the backend or the system does not tell.
 
-    On a CPU the devices share the machine's memory, or what a container may take of it.
+    On a CPU the devices share the machine's memory, or what a container may take of it, with those of the
+    run's other `processes` on the machine, this one counted.
     """
     if devices[0].platform == "cpu":
         free = host_memory(root)
-        return None if free is None else Room(free // len(devices), "on this machine")
+        return None if free is None else Room(free // (len(devices) * processes), "on this machine")
     stats = [device.memory_stats() for device in devices]
     if not all(s and "bytes_limit" in s and "bytes_in_use" in s for s in stats):
         return None

@@ -348,7 +348,7 @@ def _checked(
     run: Run, data: Data, state: TrainState, cost: preflight.StepCost, workdir: Path
 ) -> dict[str, str]:
     """What the run takes, for its summary. Raises UserError where the machine does not have that."""
-    room, keeps = _room(run), run.experiment.checkpoint.keep + _MORE_CHECKPOINTS
+    room, keeps = run.room(), run.experiment.checkpoint.keep + _MORE_CHECKPOINTS
     preflight.check_memory(
         cost,
         preflight.tree_bytes(state),
@@ -365,7 +365,7 @@ def what_it_takes(run: Run, data: Data) -> str:
 
     From shapes alone; compiles a few steps of other batches, each in the least time.
     """
-    state, room = jax.eval_shape(run.first_state), _room(run)
+    state, room = jax.eval_shape(run.first_state), run.room()
     cost, size = run.step_cost(state), run.experiment.train.batch_size
     lines = [f"step    {cost} (batch {size})", f"memory  {room or 'not known'}"]
     if room is not None and cost.temp_bytes is not None:
@@ -377,10 +377,6 @@ def what_it_takes(run: Run, data: Data) -> str:
         )
     lines.append(f"disk    {preflight.in_units(stored_bytes(state))} a checkpoint")
     return "\n".join(lines)
-
-
-def _room(run: Run) -> preflight.Room | None:
-    return preflight.device_room(run.experiment.parallel.own_devices)
 
 
 def _largest_batch(run: Run, data: Data, state: PyTree, room: preflight.Room) -> int:

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from jaxseg import preflight
+from jaxseg import distributed, preflight
+from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UserError
+from jaxseg.experiment import Experiment, load_recipe
 from jaxseg.main import main
 from jaxseg.preflight import Room, StepCost, check_disk, check_memory, host_memory, largest_batch, step_cost
 from tests.dataset_fakes import TINY_RUN, write_camvid
@@ -106,6 +109,23 @@ def test_devices_of_a_cpu_share_its_memory(tmp_path):
     room = preflight.device_room(jax.devices()[:4], machine(tmp_path))
     assert room.free == 256 * 1024
     assert 0 < preflight.device_room(jax.devices()).free < 2**45, "of this machine"
+
+
+def test_processes_of_a_machine_share_its_memory(tmp_path, monkeypatch):
+    room = preflight.device_room(jax.devices()[:2], machine(tmp_path), processes=4)
+    assert room.free == 128 * 1024
+    here = distributed.socket.gethostname()
+    monkeypatch.setattr(distributed, "gathered", lambda name: [name, "elsewhere", name, name])
+    assert here != "elsewhere" and distributed.processes_here() == 3
+    monkeypatch.setattr(preflight, "host_memory", lambda root: 3000)
+    assert small_run().room().free == 1000
+
+
+def small_run():
+    config = load_recipe(Path("configs/scratch.py"), "camvid")
+    config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1
+    config.train.batch_size, config.parallel.mode = 4, "jit"
+    return Experiment(config).build(STREET_CLASSES, (9,) * len(STREET_CLASSES.names), train_images=10)
 
 
 def gpu(**stats):

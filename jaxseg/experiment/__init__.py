@@ -43,7 +43,7 @@ from jaxseg.experiment.stored import (
 from jaxseg.files import cache_root
 from jaxseg.inference import Model
 from jaxseg.meta import Meta
-from jaxseg.preflight import StepCost, check_state, device_room, step_cost
+from jaxseg.preflight import Room, StepCost, check_state, device_room, step_cost
 from jaxseg.transfer import TransferReport, transfer
 from jaxseg.types import Batch, ClassTable, HostBatch, PyTree, TrainState
 
@@ -325,9 +325,13 @@ class Run:
         # Compiled as one program and not optimised: it runs once, and its random draws would take XLA on a
         # CPU 12 s to optimise, against 2.
         build = jax.jit(self.first_state, compiler_options={"xla_backend_optimization_level": 0})
-        place = self.experiment.parallel
-        check_state(build.eval_shape(), device_room(place.own_devices))
-        return place.place_state(build())
+        check_state(build.eval_shape(), self.room())
+        return self.experiment.parallel.place_state(build())
+
+    def room(self) -> Room | None:
+        """What is free for each device of this process. All have to call it."""
+        own = self.experiment.parallel.own_devices
+        return device_room(own, processes=distributed.processes_here())
 
     def first_state(self) -> TrainState:
         """The same, pure; `jax.eval_shape` of it costs nothing."""
