@@ -1,7 +1,8 @@
 """What a run will take against what there is, before its first step: memory and disk, from shapes alone.
 
-Memory is what XLA's own analysis of the compiled step says. The state lies on the devices already; what a
-step takes beside it is held against what is free. Evaluation and the report are not counted.
+Memory is what XLA's own analysis of the compiled train and evaluation steps says: what the larger of them
+takes beside the state is held against what the state leaves free. The report is not counted.
+`experiment.fits` asks it of a run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ import jax
 
 from jaxseg.errors import UserError
 from jaxseg.types import PyTree
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""To compile for the memory alone: where buffers lie is settled before what this leaves out."""
+
+_LESS = "parallel.mesh.rows, model.dtype=bfloat16, a smaller model.width or dataset.image_size"
 
 _BATCHES = 3
 """Batches on a device: the one of the step, the next, and the last one while its figures are on their way."""
@@ -90,33 +96,49 @@ def check_memory(
     cost: StepCost, state_bytes: int, room: Room | None, batch_size: int, largest: Callable[[Room], int]
 ) -> None:
     """Raises UserError, with the `largest` batch for that room, where a step can't fit."""
-    need = cost.beside(state_bytes)
+    if lacks := _lacks(f"a step of train.batch_size={batch_size}", cost.beside(state_bytes), room):
+        if room is not None and (fits := largest(room)):
+            raise UserError(f"{lacks}; use --config.train.batch_size={fits}, or train.accumulate, or {_LESS}")
+        raise UserError(f"{lacks}; no batch fits: use {_LESS}")
+
+
+def check_evaluation(
+    cost: StepCost, state_bytes: int, room: Room | None, batch_size: int, largest: Callable[[Room], int]
+) -> None:
+    """The same for the evaluation step."""
+    what = f"an evaluation with evaluate.batch_size={batch_size}"
+    if lacks := _lacks(what, cost.beside(state_bytes), room):
+        if room is not None and (fits := largest(room)):
+            raise UserError(f"{lacks}; use --config.evaluate.batch_size={fits}")
+        raise UserError(f"{lacks}; no batch fits: use {_LESS}")
+
+
+def _lacks(what: str, need: int | None, room: Room | None) -> str:
+    """How a refusal begins; empty where it fits, and where one of the two is not known."""
     if room is None or need is None or need <= room.free:
-        return
-    what = f"a step of train.batch_size={batch_size} takes {in_units(need)} and there are {room}"
-    less = "parallel.mesh.rows, model.dtype=bfloat16, a smaller model.width or dataset.image_size"
-    if fits := largest(room):
-        raise UserError(f"{what}; use --config.train.batch_size={fits}, or train.accumulate, or {less}")
-    raise UserError(f"{what}; no batch fits: use {less}")
+        return ""
+    return f"{what} takes {in_units(need)} and there are {room}"
 
 
 def check_disk(workdir: Path, checkpoint_bytes: int, keeps: int, stored: int) -> str:
-    """For people: what `keeps` checkpoints take, of which `stored` are there, and what is free.
-
-    Raises UserError where there is no room for one more.
-    """
+    """`describe_disk`. Raises UserError where there is no room for one more checkpoint."""
     free = shutil.disk_usage(workdir).free
-    size = in_units(checkpoint_bytes)
     if free < checkpoint_bytes:
         raise UserError(
-            f"{workdir}: a checkpoint takes {size} and {in_units(free)} are free; make room, or use another "
-            "--workdir"
+            f"{workdir}: a checkpoint takes {in_units(checkpoint_bytes)} and {in_units(free)} are free; make "
+            "room, or use another --workdir"
         )
+    return describe_disk(workdir, checkpoint_bytes, keeps, stored)
+
+
+def describe_disk(workdir: Path, checkpoint_bytes: int, keeps: int, stored: int) -> str:
+    """For people: what `keeps` checkpoints take, of which `stored` are there, and what is free."""
+    free = shutil.disk_usage(workdir).free
     more = max(1, keeps - stored)
     short = (
         "" if free >= more * checkpoint_bytes else f", which is enough for {free // checkpoint_bytes} more"
     )
-    return f"{keeps} checkpoints of {size} at most, {in_units(free)} free{short}"
+    return f"{keeps} checkpoints of {in_units(checkpoint_bytes)} at most, {in_units(free)} free{short}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +149,10 @@ class Room:
     """Bytes a device may still take."""
     where: str
     """For people: of what."""
+
+    def beside(self, state_bytes: int) -> Room:
+        """What a state will leave that does not lie there yet."""
+        return Room(max(0, self.free - state_bytes), f"{self.where} beside the state")
 
     def __str__(self) -> str:
         return f"{in_units(self.free)} free a device {self.where}"

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from jaxseg import distributed, health, preflight, summary
-from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_bytes, stored_steps
+from jaxseg import distributed, health, summary
+from jaxseg.checkpoints import Checkpoints, ForeignCheckpoint, Pretrained, stored_steps
 from jaxseg.data.sequences import blocks_of
 from jaxseg.errors import UsageError, UserError, shortened, storage_errors
 from jaxseg.evaluate import Evaluation
@@ -26,6 +25,7 @@ from jaxseg.experiment import (
     check_config,
     check_same_run,
     default_workdir,
+    fits,
     init_from_parent,
     parent_config,
     plain,
@@ -48,10 +48,7 @@ from jaxseg.score import score
 from jaxseg.stop import StopSignal
 from jaxseg.trace import Trace
 from jaxseg.trackers import check_trackers, open_trackers
-from jaxseg.types import PyTree, TrainState
-
-_MORE_CHECKPOINTS = 2
-"""Beside checkpoint.keep: the best one, and the one that is written before an old one goes."""
+from jaxseg.types import TrainState
 
 
 def train(
@@ -69,10 +66,10 @@ def train(
 
     recipes: the folder in which `init.recipe` is looked up. stop: an entered one. profile: how many steps
     are recorded to WORKDIR/profile, soon after the start. only_preflight: says what the run would take and
-    the largest batch that fits, and trains nothing. children: the workdirs of the runs that this one is a
-    parent of; for their sake it waits for another process that trains in `workdir`, which is refused
-    otherwise. command: what was typed, for the log. Raises UserError for what a user can mend and Preempted
-    when told to stop, with everything saved.
+    the largest batch that fits, refuses what does not fit, and trains nothing. children: the workdirs of
+    the runs that this one is a parent of; for their sake it waits for another process that trains in
+    `workdir`, which is refused otherwise. command: what was typed, for the log. Raises UserError for what a
+    user can mend and Preempted when told to stop, with everything saved.
     """
     workdir = default_workdir(config) if workdir is None else workdir
     if workdir in children:
@@ -94,11 +91,12 @@ def train(
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     check_same_data(data.contents)
     if only_preflight:
-        print(what_it_takes(run, data))
+        with storage_errors(workdir):
+            fits.tell(run, data, workdir)
         return
     with storage_errors(workdir), _held(workdir, busy):
         check_config(config, workdir)
-        parent_dir = _trained_parent(experiment, recipes, stop, (*children, workdir), command)
+        parent_dir = _trained_parent(run, data, recipes, stop, (*children, workdir), command)
         parent = None if parent_dir is None else read_learned(parent_dir)
         distributed.check_same_files({"the parent": None if parent is None else parent.digest})
         trace = Trace(workdir / "profile", profile if distributed.is_main() else 0)
@@ -144,10 +142,13 @@ def _check_labels(data: Data) -> None:
 
 
 def _trained_parent(
-    experiment: Experiment, recipes: Path, stop: StopSignal, children: tuple[Path, ...], command: str
+    run: Run, data: Data, recipes: Path, stop: StopSignal, children: tuple[Path, ...], command: str
 ) -> Path | None:
-    """Where the parent's checkpoints are; trains it beside the last child where it is not at its end."""
-    workdir = children[-1]
+    """Where the parent's checkpoints are; trains it beside the last child where it is not at its end.
+
+    run, data: of that child.
+    """
+    experiment, workdir = run.experiment, children[-1]
     directory = parent_place(experiment, workdir)
     if directory is None:
         return None
@@ -162,6 +163,8 @@ def _trained_parent(
             raise UserError(f"init.workdir={directory} is not there; name the workdir of a trained run")
         return directory
     config = parent_config(experiment.config, recipes, directory)
+    # What can't fit has to show before days of training; the step is compiled for later, too.
+    fits.check_before_start(run, data, workdir)
     print(f"Parent of {experiment.recipe}: {config.recipe}, in {directory}.")
     try:
         train(config, directory, recipes=recipes, stop=stop, children=children, command=command)
@@ -200,8 +203,7 @@ def _go_on(
     with Checkpoints(workdir, keep=experiment.checkpoint.keep) as saved:
         start = _start(run, data, workdir, saved, parent, parent_dir)
         check_same_start(start.state)
-        cost = run.step_cost(start.state) if start.step < run.total_steps else None  # compiles the step
-        plan = {} if cost is None else _checked(run, data, start.state, cost, workdir)
+        plan = fits.checked(run, data, start.state, workdir) if start.step < run.total_steps else {}
         # Only now: what was refused until here leaves nothing that a second try would trip over.
         if distributed.is_main():
             write_config(experiment.config, workdir)
@@ -342,59 +344,6 @@ def _draw_page(run: Run, data: Data, learned: Mapping[Path, Pretrained]) -> None
         raise
     except Exception as e:
         print(f"Warning: {workdir / REPORT_FILE} is not drawn ({shortened(e)}); {by_hand}", file=sys.stderr)
-
-
-def _checked(
-    run: Run, data: Data, state: TrainState, cost: preflight.StepCost, workdir: Path
-) -> dict[str, str]:
-    """What the run takes, for its summary. Raises UserError where the machine does not have that."""
-    room, keeps = run.room(), run.experiment.checkpoint.keep + _MORE_CHECKPOINTS
-    preflight.check_memory(
-        cost,
-        preflight.tree_bytes(state),
-        room,
-        run.experiment.train.batch_size,
-        lambda room: _largest_batch(run, data, state, room),
-    )
-    disk = preflight.check_disk(workdir, stored_bytes(state), keeps, len(stored_steps(workdir)))
-    return {"step": f"{cost}, {room}" if room else str(cost), "disk": disk}
-
-
-def what_it_takes(run: Run, data: Data) -> str:
-    """For people: FLOPs and memory of a step, what is free, and the largest batch that fits.
-
-    From shapes alone; compiles a few steps of other batches, each in the least time.
-    """
-    state, room = jax.eval_shape(run.first_state), run.room()
-    cost, size = run.step_cost(state), run.experiment.train.batch_size
-    lines = [f"step    {cost} (batch {size})", f"memory  {room or 'not known'}"]
-    if room is not None and cost.temp_bytes is not None:
-        # The state does not lie on the devices yet.
-        room = preflight.Room(room.free - preflight.tree_bytes(state), room.where)
-        lines.append(
-            f"batch   {_largest_batch(run, data, state, room) or 'none'} is the largest that fits, of "
-            f"{len(data.records['train']):,} images"
-        )
-    lines.append(f"disk    {preflight.in_units(stored_bytes(state))} a checkpoint")
-    return "\n".join(lines)
-
-
-def _largest_batch(run: Run, data: Data, state: PyTree, room: preflight.Room) -> int:
-    """For the run's devices and parts; at most the images of the train split."""
-    experiment, state_bytes = run.experiment, preflight.tree_bytes(state)
-
-    def need(batch_size: int) -> int:
-        beside = run.step_cost(state, batch_size).beside(state_bytes)
-        assert beside is not None  # it is known of the run's own batch
-        return beside
-
-    return preflight.largest_batch(
-        need,
-        room.free,
-        start=experiment.train.batch_size,
-        unit=experiment.train.accumulate * experiment.parallel.parts,
-        at_most=len(data.records["train"]),
-    )
 
 
 def _print_summary(run: Run, data: Data, state: TrainState, workdir: Path, plan: Mapping[str, str]) -> None:

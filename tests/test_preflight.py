@@ -1,5 +1,6 @@
 """What a run takes, against what a machine has: real, of a fake one, and at the command line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,18 @@ import pytest
 from jaxseg import distributed, preflight
 from jaxseg.data.labels import STREET_CLASSES
 from jaxseg.errors import UserError
-from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.experiment import Experiment, fits, load_recipe
 from jaxseg.main import main
-from jaxseg.preflight import Room, StepCost, check_disk, check_memory, host_memory, largest_batch, step_cost
+from jaxseg.preflight import (
+    Room,
+    StepCost,
+    check_disk,
+    check_evaluation,
+    check_memory,
+    host_memory,
+    largest_batch,
+    step_cost,
+)
 from tests.dataset_fakes import TINY_RUN, write_camvid
 
 MIB = 2**20
@@ -121,13 +131,6 @@ def test_processes_of_a_machine_share_its_memory(tmp_path, monkeypatch):
     assert small_run().room().free == 1000
 
 
-def small_run():
-    config = load_recipe(Path("configs/scratch.py"), "camvid")
-    config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1
-    config.train.batch_size, config.parallel.mode = 4, "jit"
-    return Experiment(config).build(STREET_CLASSES, (9,) * len(STREET_CLASSES.names), train_images=10)
-
-
 def gpu(**stats):
     return SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: stats)
 
@@ -171,6 +174,23 @@ def test_what_fits_is_not_looked_at_closer():
 def test_what_does_not_fit_is_refused_with_what_does(fits, mend):
     with pytest.raises(UserError, match=f"batch_size=8 takes 130 B and there are 129 B free .*{mend}"):
         check_memory(StepCost(1.0, 100, 60, 0), 50, Room(129, "here"), 8, lambda room: fits)
+
+
+@pytest.mark.parametrize(
+    ("batch", "mend"),
+    [(4, "use --config.evaluate.batch_size=4$"), (0, "no batch fits: use parallel.mesh.rows")],
+)
+def test_an_evaluation_that_does_not_fit_is_refused_with_what_does(batch, mend):
+    cost = StepCost(None, 100, 60, 0)
+    what = "an evaluation with evaluate.batch_size=8 takes 130 B and there are 129 B free a device here; "
+    with pytest.raises(UserError, match=what + mend):
+        check_evaluation(cost, 50, Room(129, "here"), 8, lambda room: batch)
+    check_evaluation(cost, 50, Room(130, "here"), 8, raising)
+
+
+def test_room_beside_a_state_is_less_and_says_so():
+    assert str(Room(3072, "here").beside(1024)) == "2.0 KiB free a device here beside the state"
+    assert Room(1, "here").beside(2).free == 0
 
 
 def test_a_state_without_room_is_not_made():
@@ -223,23 +243,92 @@ def command(tmp_path):
     return ["--config=configs/scratch.py:camvid", *TINY_RUN, *where, f"--workdir={tmp_path / 'run'}"]
 
 
+def ended(argv):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    return end.value.code
+
+
 def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(command, tmp_path, capsys, monkeypatch):
     """A fake machine with 150 kB; a step of batch 4 takes more."""
     monkeypatch.setattr(preflight, "host_memory", lambda root: 150_000)
-    with pytest.raises(SystemExit) as end:
-        main(command)
+    assert ended(command) == 1
     said = capsys.readouterr().err
-    assert end.value.code == 1 and said.count("\n") == 1, said
+    assert said.count("\n") == 1, said
     assert "a step of train.batch_size=4 takes " in said and "use --config.train.batch_size=" in said
     fits = int(said.split("use --config.train.batch_size=")[1].split(",")[0])
     assert 1 <= fits < 4
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def small_run():
+    config = load_recipe(Path("configs/scratch.py"), "camvid")
+    config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1
+    config.train.batch_size, config.parallel.mode = 4, "jit"
+    return Experiment(config).build(STREET_CLASSES, (9,) * len(STREET_CLASSES.names), train_images=10)
+
+
+def test_an_image_takes_less_to_evaluate_than_to_train_on():
+    """Of it the rule is made that says when there is nothing to compile."""
+    run = small_run()
+    state = jax.eval_shape(run.first_state)
+    state_bytes = preflight.tree_bytes(state)
+    evaluation, training = fits.evaluation_cost(run, state, 4), run.step_cost(state, 4)
+    assert 0 < evaluation.beside(state_bytes) < training.beside(state_bytes)
+    share = evaluation.argument_bytes - state_bytes
+    assert share == 4 * (16 * 16 * (3 * 4 + 4 + 1) + 4), "what the step leaves unused is there all the same"
+
+
+def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(command, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "host_memory", lambda root: 3 * MIB)
+    assert ended([*command, "--config.train.steps=1", "--config.evaluate.batch_size=512"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "with evaluate.batch_size=512 takes " in said, said
+    assert 8 <= int(said.split("use --config.evaluate.batch_size=")[1]) < 512
+
+
+def test_an_evaluation_that_fits_by_far_is_not_compiled_before_the_first_step(command, monkeypatch):
+    monkeypatch.setattr(fits, "evaluation_cost", raising)
+    assert ended([*command, "--config.train.steps=1", "--config.evaluate.batch_size=20"]) == 0
+
+
+@pytest.mark.parametrize("lacks", ["memory", "disk"])
+def test_a_fine_tune_that_does_not_fit_is_refused_before_its_parent_is_trained(
+    command, tmp_path, capsys, monkeypatch, lacks
+):
+    if lacks == "memory":
+        monkeypatch.setattr(preflight, "host_memory", lambda root: 150_000)
+    else:
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    assert ended([command[0].replace("scratch", "finetune_dice"), *command[1:]]) == 1
+    told = capsys.readouterr()
+    wanted = "a step of train.batch_size=4 takes " if lacks == "memory" else "a checkpoint takes "
+    assert wanted in told.err and "the parent" not in told.err and "Parent of" not in told.out
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_asked_for_it_tells_and_trains_nothing(command, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([*command, "--preflight"])
+    assert ended([*command, "--preflight"]) == 0
     told = capsys.readouterr().out
-    assert end.value.code == 0
+    assert re.search(r"^eval +on a device .* \(batch 8\)$", told, re.M)
+    assert re.search(r"^disk +4 checkpoints of [\d.]+ MiB at most, [\d.]+ GiB free", told, re.M)
     assert "GFLOP; on a device " in told and "batch   10 is the largest that fits, of 10 images" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacks", ["memory", "room for the state", "disk"])
+def test_asked_for_it_tells_all_and_ends_with_what_is_lacking(command, tmp_path, capsys, monkeypatch, lacks):
+    free, wanted, fitting = 10**12, "a step of train.batch_size=4 takes ", r"\d"
+    if lacks == "disk":
+        free, wanted, fitting = 1000, "a checkpoint takes ", "10"
+    else:
+        monkeypatch.setattr(preflight, "host_memory", lambda root: 150_000 if lacks == "memory" else 1000)
+    if lacks == "room for the state":
+        wanted, fitting = "the state takes ", "none"
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    assert ended([*command, "--preflight"]) == 1
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and wanted in told.err, told.err
+    assert re.search(rf"^batch +{fitting} is the largest that fits", told.out, re.M), told.out
+    assert f"at most, {preflight.in_units(free)} free" in told.out
     assert not (tmp_path / "run").exists()

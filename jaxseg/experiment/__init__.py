@@ -43,7 +43,7 @@ from jaxseg.experiment.stored import (
 from jaxseg.files import cache_root
 from jaxseg.inference import Model
 from jaxseg.meta import Meta
-from jaxseg.preflight import Room, StepCost, check_state, device_room, step_cost
+from jaxseg.preflight import QUICK, Room, StepCost, check_state, device_room, step_cost
 from jaxseg.transfer import TransferReport, transfer
 from jaxseg.types import Batch, ClassTable, HostBatch, PyTree, TrainState
 
@@ -405,9 +405,7 @@ class Run:
         batch = step.batch_shapes(batch_size or train.batch_size, self.experiment.dataset.image_size)
         lowered = place.lowered(self.train_step, state, batch)
         if batch_size:
-            # Where buffers lie is settled before the optimisations that this leaves out.
-            quick = {"xla_backend_optimization_level": 0}
-            return step_cost(None, lowered and lowered.compile(compiler_options=quick))
+            return step_cost(None, lowered and lowered.compile(compiler_options=QUICK))
         counted, taken = place, self.train_step
         if train.accumulate > 1 or len(place.devices) > 1 or lowered is None:
             # On one device: XLA counts one turn of a loop, one device's share of a step, and of pmap nothing.
