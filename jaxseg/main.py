@@ -374,15 +374,18 @@ def _verify_resume(parser: argparse.ArgumentParser, arguments: list[str]) -> int
     )
     parser.add_argument(
         "--phases",
-        default="start,train,save,evaluate,report",
-        help="what to interrupt; with `prepare`, every run prepares its data anew (default: all others)",
+        help="what to interrupt: of prepare (then every run prepares its data anew), start, train, save, "
+        "evaluate, report and, of a recipe with a parent, parent and between (default: all but prepare)",
     )
     parser.epilog = "--config.KEY=VALUE overrides the recipe, as in training."
     args, overrides = parsed(parser, arguments)
     _set_up()
     from jaxseg.verify import verify_from_flags
 
-    return verify_from_flags(args, overrides)
+    path, _, dataset = args.config.partition(":")
+    file = recipe_file(path)
+    config = with_overrides(_loaded(file, dataset), overrides)
+    return verify_from_flags(args, overrides, file, config)
 
 
 def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
