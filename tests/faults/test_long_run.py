@@ -54,7 +54,7 @@ def last_step(workdir: Path) -> int:
 def test_nothing_grows(tmp_path):
     """Evaluated every 50 steps and saved every 25, with TensorBoard, pictures and a log of every step."""
     more = (f"--config.train.steps={STEPS}", "--config.evaluate.every_steps=50", "--config.log.every=1")
-    more += ("--config.checkpoint.every_steps=25", "--config.evaluate.patience=0")
+    more += ("--config.checkpoint.every_steps=25",)
     prepared = f"--config.dataset.prepared_dir={tmp_path / 'prepared'}"
     argv = [*command(write_data(tmp_path), prepared, *more), f"--workdir={tmp_path / 'run'}"]
     seen = watched(argv, tmp_path / "run")

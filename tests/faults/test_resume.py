@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,14 @@ from types import SimpleNamespace
 import pytest
 
 from jaxseg.checkpoints import stored_steps
+from jaxseg.errors import UserError
+from jaxseg.experiment import load_recipe, parent_config
+from jaxseg.experiment.short import with_short_parents
 from jaxseg.logs import METRICS_FILE, read_rows
+from jaxseg.main import main
 from jaxseg.stop import GRACE_S, SIGNALS
-from jaxseg.verify import PHASES, Runner, format_verdict, run_digests, verify_resume
-from tests.faults.runs import ROOT, command, run, write_data
+from jaxseg.verify import PARENT_PHASES, PHASES, Runner, format_verdict, run_digests, verify_resume
+from tests.faults.runs import EARLY, ROOT, command, run, write_data
 
 KILLS = int(os.environ.get("JAXSEG_KILLS", "6"))
 STOPS = int(os.environ.get("JAXSEG_STOPS", "3"))
@@ -53,9 +58,10 @@ def one_device(monkeypatch):
 
 
 def test_killed_anywhere_a_run_ends_the_same(data, tmp_path):
-    verdict = verify_resume(command(data), tmp_path, trials=KILLS, phases=PHASES)
+    verdict = verify_resume(command(data, *EARLY), tmp_path, trials=KILLS, phases=PHASES)
     print(format_verdict(verdict, signal.SIGKILL))
     assert verdict.is_exact
+    assert saved_in(verdict) == {6, 18}, "patience ends a run of 24 steps after 18, and 6 is the best one"
     assert len(verdict.trials) == KILLS
     landed = collections.Counter(trial.phase for trial in verdict.trials)
     if KILLS >= 50:
@@ -66,15 +72,46 @@ def test_killed_anywhere_a_run_ends_the_same(data, tmp_path):
     assert arrays >= {"params", "opt_state", "batch_stats", "ema", "metrics.jsonl"}
 
 
+def test_killed_anywhere_a_fine_tune_and_its_parent_end_the_same(data, tmp_path):
+    """By the recipe of the README's first command; the parent, too, has steps, saves and evaluations."""
+    trials = max(3, KILLS // 3)
+    keys = {"train.steps": 6, "evaluate.every_steps": 3, "checkpoint.every_steps": 2, "optim.warmup_steps": 0}
+    recipe = ROOT / "configs" / "finetune_dice.py"
+    config = load_recipe(recipe, "camvid")
+    short, parents = with_short_parents(recipe, config, tmp_path / "recipes", keys)
+    assert parents == ("scratch",)
+    more = (f"--config.{key}={value}" for key, value in keys.items())
+    prepared = f"--config.dataset.prepared_dir={tmp_path / 'prepared'}"
+    argv = command(
+        data, prepared, *more, "--config.log.images=0", "--config.log.tensorboard=False", recipe=short
+    )
+    phases = (*PARENT_PHASES, "train") if trials < 12 else (*PARENT_PHASES, *PHASES[1:])
+    # This seed begins with the parent, after a fifth of its time.
+    verdict = verify_resume(argv, tmp_path, trials=trials, phases=phases, parents=parents, seed=21)
+    print(format_verdict(verdict, signal.SIGKILL))
+    assert verdict.is_exact
+    assert saved_in(verdict, "scratch: ") >= {6} <= saved_in(verdict)
+    landed = collections.Counter(trial.phase for trial in verdict.trials)
+    assert all(landed[phase] for phase in PARENT_PHASES), landed
+    assert landed.total() > sum(landed[phase] for phase in PARENT_PHASES), landed
+
+
+def saved_in(verdict, prefix=""):
+    """The steps whose checkpoints the digests of the first run are of."""
+    return {
+        int(found[1]) for name in verdict.digests[0] if (found := re.match(f"{prefix}step ([0-9]+)", name))
+    }
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_a_run_saves_and_ends_with_75(data, tmp_path, number):
-    verdict = verify_resume(command(data), tmp_path, trials=STOPS, phases=PHASES, number=number)
+    verdict = verify_resume(command(data, *EARLY), tmp_path, trials=STOPS, phases=PHASES, number=number)
     print(format_verdict(verdict, number))
     assert verdict.is_exact
     for trial in verdict.trials:
         assert trial.lost == 0, trial
         assert trial.seconds < GRACE_S + 5, trial
-    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*.log"))
+    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*/run.log"))
     assert f"jaxseg: {number.name}: " in printed, printed
     assert "Traceback" not in printed, printed
 
@@ -88,7 +125,7 @@ def test_told_twice_a_run_ends_at_once_and_what_was_saved_is_kept(data, tmp_path
     assert verdict.is_exact
     assert max(trial.lost for trial in verdict.trials) <= 8
     assert max(trial.seconds for trial in verdict.trials) < 2
-    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*.log"))
+    printed = "".join(log.read_text() for log in tmp_path.glob("interrupted-*/run.log"))
     assert "SIGTERM again: ended at once" in printed, printed
     assert "Traceback" not in printed, printed
 
@@ -278,6 +315,38 @@ def test_a_run_that_ends_before_its_moment_is_not_waited_for(tmp_path):
         began = time.monotonic()
         assert not runner.reach("start", {"start": 30.0}, draw)
     assert time.monotonic() - began < 15
+
+
+def test_a_run_that_hangs_before_its_moment_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxseg.verify._LIMIT_S", 0.5)
+    argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with Runner(argv, tmp_path / "run", own_prepared=False) as runner:
+        runner.start()
+        with pytest.raises(UserError, match=r"has not ended after .*use fewer --steps, or see .*run\.log"):
+            runner.reach("train", {"train": 1.0}, SimpleNamespace(random=lambda: 0.0))
+
+
+def test_a_parent_is_as_short_as_its_child(tmp_path):
+    file = ROOT / "configs" / "finetune_dice.py"
+    config = load_recipe(file, "camvid")
+    short, parents = with_short_parents(file, config, tmp_path / "new", {"train.steps": 7})
+    assert (short, parents) == (tmp_path / "new" / file.name, ("scratch",))
+    assert load_recipe(short, "camvid") == config
+    parent = parent_config(config, short.parent, tmp_path / "scratch")
+    assert (parent.recipe, parent.train.steps, parent.dataset.name) == ("scratch", 7, "camvid")
+    with config.unlocked():
+        config.init.workdir = "elsewhere"
+    assert with_short_parents(file, config, tmp_path / "none", {}) == (file, ())
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("phases", ["prepare,lunch", "start,parent"])
+def test_phases_that_a_run_does_not_have(tmp_path, phases, capsys):
+    flags = [f"--config={ROOT}/configs/scratch.py", f"--phases={phases}", f"--scratch={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["verify-resume", *flags])
+    assert ended.value.code == 2
+    assert f"--phases={phases.split(',')[1]}" in capsys.readouterr().err
 
 
 def test_a_loader_that_skips_a_batch_after_a_restart_is_found(data, tmp_path):
