@@ -29,8 +29,9 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,8 @@ from jaxseg.errors import UserError, one_line
 from jaxseg.types import ClassTable
 
 _SPLITS = ("train", "val", "test")
+_MOST_SHOWN = 200
+"""Characters of a name in a message."""
 
 
 def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) -> Folder:
@@ -128,22 +131,36 @@ class Folder:
 
 
 def _listed(listing: Path, faults: list[DataFault]) -> list[Item]:
-    rows = csv.reader(io.StringIO(list_text(listing), newline=""))
+    reader = csv.reader(io.StringIO(list_text(listing), newline=""))
+    before = len(faults)
+    rows = _rows(listing, reader, faults)
+    columns = next(rows, [])
+    for column in ("image", "mask"):
+        if column not in columns and len(faults) == before:
+            raise DataFault(
+                f"{listing} has no column {column!r}, only {', '.join(columns) or 'none'}; "
+                "its first line has to be image,mask",
+                "list",
+            )
+    if len(faults) > before:  # in the first line
+        return []
+    image, mask = columns.index("image"), columns.index("mask")
+    short = ("",) * len(columns)
+    pairs = ((reader.line_num, (*row, *short)[image], (*row, *short)[mask]) for row in rows if row)
+    return _checked_lines(listing, pairs, faults)
+
+
+def _rows(listing: Path, reader: Any, faults: list[DataFault]) -> Iterator[list[str]]:
+    """The lines as far as they are CSV: behind a fault nothing can be told apart, before it all is read."""
     try:
-        columns = next(rows, [])
-        for column in ("image", "mask"):
-            if column not in columns:
-                raise DataFault(
-                    f"{listing} has no column {column!r}, only {', '.join(columns) or 'none'}; "
-                    "its first line has to be image,mask",
-                    "list",
-                )
-        image, mask = columns.index("image"), columns.index("mask")
-        short = ("",) * len(columns)
-        pairs = ((rows.line_num, (*row, *short)[image], (*row, *short)[mask]) for row in rows if row)
-        return _checked_lines(listing, pairs, faults)
+        yield from reader
     except csv.Error as e:
-        raise DataFault(f"{listing} line {rows.line_num}: {e}; is it a CSV file?", "list") from None
+        faults.append(DataFault(f"{listing} line {reader.line_num}: {e}; is it a CSV file?", "list"))
+
+
+def _quoted(name: str) -> str:
+    """Where a quote is left open, the rest of the list is one name."""
+    return repr(name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}...")
 
 
 def _checked_lines(
@@ -162,7 +179,7 @@ def _checked_lines(
             if not name or not os.path.isfile(path):
                 faults.append(
                     DataFault(
-                        f"{listing} line {line}: {column} {name!r} is no file below {listing.parent}; "
+                        f"{listing} line {line}: {column} {_quoted(name)} is no file below {listing.parent}; "
                         "restore it or remove the line",
                         "missing file",
                     )
@@ -170,7 +187,7 @@ def _checked_lines(
             elif not is_below(home, resolve(path)):
                 faults.append(
                     DataFault(
-                        f"{listing} line {line}: {column} {name!r} leads out of {listing.parent}, to "
+                        f"{listing} line {line}: {column} {_quoted(name)} leads out of {listing.parent}, to "
                         f"{resolve(path)}; put the file itself there, or remove the line",
                         "path that leads out",
                     )
@@ -178,7 +195,7 @@ def _checked_lines(
         if image in seen:
             faults.append(
                 DataFault(
-                    f"{listing} line {line}: image {image!r} stands there twice; remove one line",
+                    f"{listing} line {line}: image {_quoted(image)} stands there twice; remove one line",
                     "doubled name",
                 )
             )
@@ -187,7 +204,7 @@ def _checked_lines(
             items[image] = Item(
                 image, os.path.join(listing.parent, image), os.path.join(listing.parent, mask)
             )
-    if not line:
+    if not line and not faults:
         raise DataFault(f"{listing} lists no pairs; add lines of image,mask", "empty split")
     return list(items.values())
 

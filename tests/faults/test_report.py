@@ -47,6 +47,18 @@ def snapshot(*roots):
     return {p: p.lstat().st_mtime_ns for root in roots for p in (root, *root.rglob("*"))}
 
 
+def test_what_a_list_holds_before_it_breaks_is_checked(tmp_path):
+    write_folder(tmp_path, [("train", 2)])
+    pair = "images/train/{0}.png,masks/train/{0}.png\n"
+    lines = ("image,mask\n", pair.format(0), f"{'x' * 3000},masks/train/1.png\n", f"{'y' * 200_000},b\n")
+    (tmp_path / "train.csv").write_text("".join(lines))
+    report = quiet(open_folder(tmp_path), "train")
+    assert (report.pairs, kinds(report)) == (1, ["missing file", "list"])
+    missing, broken = map(str, report.faults)
+    assert "line 3: image 'xxx" in missing and len(missing) < 600 + len(str(tmp_path))
+    assert "line 4: field larger" in broken
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_faults_in_one_pass(tmp_path, workers):
     report = quiet(open_folder(spoilt_folder(tmp_path)), "train", workers)
