@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -284,6 +285,35 @@ def test_training_says_it_once(planted, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     Experiment(config).open_data(("train", "val"), describe=True)
     assert "3 of 5 val photos stand in train too" in capsys.readouterr().out
+
+
+def test_a_split_that_comes_alone_is_compared_with_those_that_are_prepared(
+    planted, tmp_path, monkeypatch, capsys
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("JAXSEG_CACHE", str(cache))
+    data = planted
+    first = next((data / "images" / "train").iterdir())
+    for place in ("images", "masks"):
+        (data / place / "test").mkdir()
+        kept = next((data / place / "train").glob(f"{first.stem}.*"))
+        shutil.copy(kept, data / place / "test" / f"0{kept.suffix}")
+    prepare(data, "--splits=train")
+    (cache / "folder" / "unrelated").mkdir()
+    capsys.readouterr()
+    prepare(data, "--splits=test")
+    told = f"folder: 1 of 1 test photos stand in train too (the same; e.g. 0 and {first.stem}): "
+    assert capsys.readouterr().out.splitlines()[0] == f"{told}test's figures flatter"
+    shutil.rmtree(cache)
+    prepare(data, "--splits=test")
+    assert capsys.readouterr().out.splitlines()[0] == "folder: no photo stands twice in test"
+    # Nothing is said again of two splits that were there before.
+    prepare(data, "--splits=train,val")
+    assert "3 of 5 val photos stand in train too" in capsys.readouterr().out
+    shutil.rmtree(next((cache / "folder").glob("test-*")))
+    prepare(data, "--splits=test")
+    said = capsys.readouterr().out
+    assert told in said and "val photos" not in said and "repeat another" not in said
 
 
 def test_unrelated_photos_raise_nothing(scenes, tmp_path, monkeypatch, capsys):

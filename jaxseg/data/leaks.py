@@ -62,20 +62,25 @@ class SharedSequence(NamedTuple):
     """How many photos of the later split belong to it."""
 
 
-def describe_leaks(source: str, splits: Mapping[str, Records]) -> list[str]:
+def describe_leaks(
+    source: str, splits: Mapping[str, Records], beside: Mapping[str, Records] | None = None
+) -> list[str]:
     """Lines for people: what each split shares with train and those before it, and what it repeats.
 
-    One reassuring line where there is nothing. Raises UserError where a manifest's hashes are broken.
+    beside: other splits, with which these are compared; of them alone nothing is said. One reassuring line
+    where there is nothing. Raises UserError where a manifest's hashes are broken.
     """
-    photos = {
-        split: read_photos(splits[split]) for split in sorted(splits, key=lambda split: split != "train")
-    }
+    every = {**(beside or {}), **splits}
+    photos = {split: read_photos(every[split]) for split in sorted(every, key=lambda split: split != "train")}
     lines = []
     for a, b in itertools.combinations(photos, 2):
+        if a not in splits and b not in splits:
+            continue
         sequences = shared_sequences(_plain_names(a, photos[a]), _plain_names(b, photos[b]))
         lines += _sequence_lines(source, (a, b), len(photos[b]), sequences)
         lines += _copy_lines(source, (a, b), photos[a], photos[b], find_copies(photos[b], photos[a]))
-    for split, those in photos.items():
+    for split in (split for split in photos if split in splits):
+        those = photos[split]
         lines += _copy_lines(source, (split, split), those, those, find_repeats(those))
     if lines:
         return lines

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxseg.data.examples import Example, make_example
 from jaxseg.data.labels import classes_hash
-from jaxseg.data.records import MANIFEST, Manifest
+from jaxseg.data.records import MANIFEST, Manifest, Records
 from jaxseg.data.source import ChecksSplit, HasPublishedTotals, Item, PublishedTotals, Source, check_names
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError, storage_errors
@@ -67,6 +67,26 @@ def find_prepared(
     """The folder that `prepare_split` would give, if it is there already and the source has not changed."""
     directory = _plan(source, split, image_size, Path(prepared_dir), region_class).directory
     return directory if _is_ready(directory) else None
+
+
+def prepared_beside(
+    source: Source,
+    splits: Container[str],
+    image_size: tuple[int, int],
+    prepared_dir: Path,
+    *,
+    region_class: str | None = "person",
+) -> dict[str, Records]:
+    """The other splits of the source that are prepared already; what is wrong with one leaves it out."""
+    found = {}
+    for split in ("train", "val", "test"):
+        if split in splits:
+            continue
+        with contextlib.suppress(UserError):
+            directory = find_prepared(source, split, image_size, prepared_dir, region_class=region_class)
+            if directory is not None:
+                found[split] = Records(directory, Manifest.load(directory))
+    return found
 
 
 def prepared_folders(source: str, prepared_dir: Path) -> frozenset[Path]:

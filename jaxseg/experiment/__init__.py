@@ -24,7 +24,7 @@ from jaxseg.checkpoints import Pretrained
 from jaxseg.data import open_source, pipeline
 from jaxseg.data.labels import classes_hash, void_class, without_void
 from jaxseg.data.leaks import describe_leaks
-from jaxseg.data.prepare import prepare_split, prepared_folders, print_totals
+from jaxseg.data.prepare import prepare_split, prepared_beside, prepared_folders, print_totals
 from jaxseg.data.records import Manifest, Records, open_records
 from jaxseg.data.source import Source, expanded
 from jaxseg.errors import UsageError, UserError
@@ -190,8 +190,8 @@ class Experiment:
     def open_data(self, splits: Iterable[str], *, describe: bool = False) -> Data:
         """The splits, prepared now where they are not there yet.
 
-        Prints what they share, and published totals beside their own, where one of them was prepared now, or
-        to `describe` them anyway.
+        Prints what they share, with those prepared before too, and published totals beside their own, where
+        one of them was prepared now, or to `describe` them anyway.
         """
         section = self.dataset
         source = self.open_source()
@@ -205,7 +205,8 @@ class Experiment:
             records[split] = open_records(directory)
         if describe or not ready.issuperset(r.directory for r in records.values()):
             print_totals(source, tuple(records), size, root, region_class=region_class)
-            print("\n".join(describe_leaks(source.name, records)))
+            beside = prepared_beside(source, records, size, root, region_class=region_class)
+            print("\n".join(describe_leaks(source.name, records, beside)))
         return Data(records, void)
 
     def train_stream(self, data: Data, start_step: int) -> Iterator[Batch]:
