@@ -87,7 +87,8 @@ class Checkpoints:
         """Starts a save of step `meta.step` and returns; of the older steps, the latest and `best` stay.
 
         Where the save before could not be written, that is said, and this one is waited for: a run that can't
-        save any more ends. Raises UserError where this one can't be written.
+        save any more ends. Raises UserError where this one can't be written, and of several processes also
+        for the one before.
         """
         import orbax.checkpoint as ocp
 
@@ -175,6 +176,9 @@ class Checkpoints:
             self._under_way, self._has_failed = None, False
 
     def _settle(self, warn: Callable[[str], object]) -> None:
+        if distributed.several():
+            self.wait()  # a part that is not written here is waited for in the others, so that the run ends
+            return
         try:
             self._wait(_TRIED_AGAIN)
         except UserError as e:
