@@ -97,7 +97,7 @@ def train(
     with storage_errors(workdir), _held(workdir, busy):
         check_config(config, workdir)
         parent_dir = _trained_parent(run, data, recipes, stop, (*children, workdir), command)
-        parent = None if parent_dir is None else read_learned(parent_dir)
+        parent = None if parent_dir is None else _read_parent(parent_dir, workdir)
         distributed.check_same_files({"the parent": None if parent is None else parent.digest})
         trace = Trace(workdir / "profile", profile if distributed.is_main() else 0)
         _go_on(run, data, workdir, parent, parent_dir, stop, trace, command)
@@ -175,6 +175,17 @@ def _trained_parent(
         ) from e
     print(f"\nBack to {experiment.recipe}.")
     return directory
+
+
+def _read_parent(directory: Path, workdir: Path) -> Pretrained | None:
+    """What the parent has learned; None where that can't be read and the run in `workdir` does without."""
+    try:
+        return read_learned(directory)
+    except UserError as e:
+        if not stored_steps(workdir):
+            raise
+        print(f"Warning: {e}; the run goes on, not compared with its parent", file=sys.stderr)
+        return None
 
 
 def parent_place(experiment: Experiment, workdir: Path) -> Path | None:

@@ -107,6 +107,20 @@ def test_a_finetune_trains_its_missing_parent_and_stands_beside_it(place, capsys
     weights = json.loads((place / "tuned" / "scratch" / "class_weights.json").read_text())
     assert set(weights) == {"cross_entropy"}
     assert np.isclose(np.mean(list(weights["cross_entropy"].values())), 1.0)
+    # It goes on without its parent, which it needs for the comparison only.
+    lost = place / "lost"
+    shutil.copytree(place / "chain" / "scratch", lost)
+    for file in (lost / "checkpoints").rglob("_CHECKPOINT_METADATA"):
+        shutil.rmtree(file.parent / "meta")
+    capsys.readouterr()
+    shutil.move(place / "chain" / "scratch", place / "sound")
+    shutil.move(lost, place / "chain" / "scratch")
+    assert run([*argv, f"--config.init.workdir={place / 'chain' / 'scratch'}"]) == 0
+    shutil.rmtree(place / "chain" / "scratch")
+    shutil.move(place / "sound", place / "chain" / "scratch")
+    printed = capsys.readouterr()
+    assert "Parent and fine-tune on val" not in printed.out
+    assert "the run goes on, not compared with its parent" in printed.err
 
 
 @pytest.fixture
