@@ -6,10 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_TEMPORARY = r".+\.[0-9a-f]{8}\.tmp"
+_DAY_S = 24 * 3600
 
 
 def cache_root() -> Path:
@@ -38,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     A link there is replaced and not written through: it may be a stranger's.
     """
     # A name of its own: two processes may write the same file, as two evaluations of one run do.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # as _TEMPORARY has it
     try:
         with temporary.open("xb") as file:
             yield file
@@ -47,6 +52,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `replacing` leaves in a folder where a process is killed.
+
+    Only what is a day old: another process, as an evaluation, may be writing there.
+    """
+    before = time.time() - _DAY_S
+    for path in folder.glob("*.tmp"):
+        if re.fullmatch(_TEMPORARY, path.name) and path.lstat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from jaxseg.experiment.opened import Opened, read_learned
 from jaxseg.experiment.sections import class_weights, describe_class_weights
 from jaxseg.experiment.stored import flat, run_names
 from jaxseg.experiment.together import check_same_data, check_same_start, check_started_alike
-from jaxseg.files import write_json
+from jaxseg.files import remove_leftovers, write_json
 from jaxseg.locks import locked
 from jaxseg.logs import RunLog, kept_rows
 from jaxseg.loop import Loop
@@ -110,6 +110,8 @@ def _held(workdir: Path, busy: Callable[[str], None]) -> Iterator[None]:
         if distributed.is_main():
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(workdir / ".lock", busy=busy))
+            for folder in (workdir, workdir / "eval"):
+                remove_leftovers(folder)
         if distributed.several():
             _check_shared(workdir)
         yield
