@@ -411,6 +411,20 @@ def test_another_number_of_devices_is_refused_in_all(place, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_other_code_is_refused_in_all(place, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "jaxseg", other / "jaxseg")
+    with (other / "jaxseg" / "optim.py").open("a") as file:
+        file.write("# Changed.\n")
+    first, second = (argv(place, tmp_path / "run", *flags) for flags in meeting(2))
+    with started([first, ["env", "-C", other, f"PYTHONPATH={other}", *second]]) as processes:
+        results = ended(processes)
+    for status, said in results:
+        assert status == 1
+        assert "process 1 was started as another run: code of jaxseg is " in one_line(said)
+    assert not (tmp_path / "run").exists()
+
+
 CANNOT_READ = """
 import errno, runpy
 import jax
@@ -507,12 +521,15 @@ def test_flags_that_name_no_meeting(place, tmp_path, flags, says):
 
 
 def test_a_run_goes_on_with_any_number_of_processes(place, pair, tmp_path):
-    """From two to one and to four, of one device each."""
+    """From one to two, one and four, of one device each, and back to two."""
     workdir = tmp_path / "run"
+    assert [s for s, _ in alone(place, workdir, "--config.train.steps=2", devices=2)] == [0]
     assert [s for s, _ in together(place, workdir, "--config.train.steps=3")] == [0, 0]
-    assert [s for s, _ in alone(place, workdir, "--config.train.steps=6", devices=2)] == [0]
-    results = together(place, workdir, count=4, devices=1)
-    assert [status for status, _ in results] == [0] * 4, results
+    assert [s for s, _ in alone(place, workdir, "--config.train.steps=5", devices=2)] == [0]
+    four = together(place, workdir, "--config.train.steps=7", count=4, devices=1)
+    assert [status for status, _ in four] == [0] * 4, four
+    results = together(place, workdir)
+    assert [status for status, _ in results] == [0, 0], results
     rows = {(r["step"], r["split"]): r for r in read_metrics(workdir)}
     for row in read_metrics(pair):
         assert np.isclose(rows[row["step"], row["split"]]["loss"], row["loss"], rtol=1e-5)
