@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from jaxseg.data import open_source
-from jaxseg.data.folder import _hash_split, open_folder
+from jaxseg.data.faults import DataFault
+from jaxseg.data.folder import _hash_split, _listed, open_folder
 from jaxseg.errors import UserError
 from tests.dataset_fakes import CLASSES, mask, photo, save, write_folder
 
@@ -293,3 +294,10 @@ def test_void_may_be_left_out(tmp_path):
     many = {"classes": [{"name": f"c{i}", "ids": [i]} for i in range(255)]}
     write_folder(tmp_path, classes=many)
     assert len(set(open_folder(tmp_path).classes.palette)) > 200
+
+
+def test_an_empty_list_is_told_whatever_is_wrong_with_another(tmp_path):
+    (tmp_path / "val.csv").write_text("image,mask\n")
+    of_another = [DataFault("train.csv line 2: image 'a.png' is no file", "missing file")]
+    with pytest.raises(DataFault, match=r"val\.csv lists no pairs; add lines of image,mask"):
+        _listed(tmp_path / "val.csv", of_another)

@@ -171,7 +171,7 @@ def _checked_lines(
     home = resolve(str(listing.parent))
     items: dict[str, Item] = {}
     seen: set[str] = set()
-    line = 0
+    line, before = 0, len(faults)
     for line, image, mask in pairs:
         found = len(faults)
         for column, name in (("image", image), ("mask", mask)):
@@ -204,7 +204,7 @@ def _checked_lines(
             items[image] = Item(
                 image, os.path.join(listing.parent, image), os.path.join(listing.parent, mask)
             )
-    if not line and not faults:
+    if not line and len(faults) == before:
         raise DataFault(f"{listing} lists no pairs; add lines of image,mask", "empty split")
     return list(items.values())
 
