@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from jaxseg.files import replacing
 from jaxseg.types import IGNORE_LABEL, ClassTable
@@ -30,13 +32,18 @@ def colourise(label_hw: np.ndarray, classes: ClassTable) -> np.ndarray:
     known = ((label_hw >= 0) & (label_hw < len(classes.names))) | (label_hw == IGNORE_LABEL)
     if not known.all():
         raise ValueError(f"label {int(label_hw[~known][0])} is not one of {len(classes.names)} classes")
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(classes.names)] = classes.palette
-    rgb_hw3 = table.take(label_hw, axis=0)  # a third of the time of table[label_hw]
+    rgb_hw3 = np.array(paletted(label_hw.astype(np.uint8), classes).convert("RGB"))  # faster than by NumPy
     void_hw = label_hw == IGNORE_LABEL
     if void_hw.any():
         rgb_hw3[void_hw & _stripes(label_hw.shape)] = 90
     return rgb_hw3
+
+
+def paletted(label_hw: np.ndarray, classes: ClassTable) -> Image.Image:
+    """A picture of class ids [H, W] uint8, with the table's colours as its palette; other ids are black."""
+    picture = Image.fromarray(label_hw)
+    picture.putpalette(list(chain.from_iterable(classes.palette)))
+    return picture
 
 
 def error_picture(image_hw3: np.ndarray, label_hw: np.ndarray, prediction_hw: np.ndarray) -> np.ndarray:
@@ -71,14 +78,14 @@ def sheet_array(
 def overlay(image_hw3: np.ndarray, label_hw: np.ndarray, classes: ClassTable) -> np.ndarray:
     """The photo (uint8) under half-transparent colours of its classes: [H, W, 3] uint8."""
     colours_hw3 = colourise(label_hw, classes)
-    # Half of each, rounded up, without leaving uint8: a photo may have 178 million pixels.
-    return (image_hw3 >> 1) + (colours_hw3 >> 1) + ((image_hw3 | colours_hw3) & 1)
+    # The mean, rounded up, without leaving uint8: a photo may have 178 million pixels.
+    return (image_hw3 | colours_hw3) - ((image_hw3 ^ colours_hw3) >> 1)
 
 
 def legend(classes: ClassTable, width: int) -> np.ndarray:
     """Names beside their colours on white, in as many lines as they need: [h, width, 3] uint8."""
     from matplotlib import get_data_path
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont
 
     height = min(40, max(11, width // 64))
     # matplotlib's own copy: it has more alphabets than Pillow's font, and is the same on every machine.
@@ -102,8 +109,6 @@ def legend(classes: ClassTable, width: int) -> np.ndarray:
 
 def save_array(rgb_hw3: np.ndarray, path: Path) -> None:
     """Writes [H, W, 3] uint8 sRGB as an image file, pixel by pixel."""
-    from PIL import Image
-
     with replacing(path) as file:
         Image.fromarray(rgb_hw3).save(file, format=path.suffix[1:])
 

@@ -226,7 +226,10 @@ def make_probability_step(model: nn.Module, *, flip: bool = False) -> Probabilit
     """
 
     def probabilities(state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
-        return jax.nn.softmax(_logits(model, state, image_bhwc), axis=-1)
+        # Rounding float32 to itself changes nothing, but keeps XLA on a CPU from making one program of the
+        # last two convolutions and the softmax, by which a forward pass takes 5 to 8 % longer.
+        logits_bhwc = jax.lax.reduce_precision(_logits(model, state, image_bhwc), 8, 23)
+        return jax.nn.softmax(logits_bhwc, axis=-1)
 
     def probability_step(state: TrainState, image_bhwc: jax.Array | np.ndarray) -> jax.Array:
         image_bhwc = image_bhwc.astype(jnp.float32) / 255.0  # as `augment` does it

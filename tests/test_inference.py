@@ -12,6 +12,7 @@ from PIL import Image
 from jaxseg import inference
 from jaxseg.data.images import resize_photo
 from jaxseg.inference import Looking, Window, blend, cut, infer, most_probable, plan_windows
+from jaxseg.models import UNet
 from jaxseg.step import make_probability_step
 from jaxseg.types import TrainState
 from tests.dataset_fakes import photo
@@ -284,6 +285,18 @@ class Lopsided(nn.Module):
     @nn.compact
     def __call__(self, image_bhwc, *, train):
         return image_bhwc * np.linspace(0, 5, image_bhwc.shape[2], dtype=np.float32)[None, None, :, None]
+
+
+def test_a_cpu_computes_probabilities_by_the_loops_of_the_forward_pass(rng):
+    model, images = UNet(7, 64, 1), rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    variables = jax.jit(lambda key: model.init(key, images / 255.0, train=False))(jax.random.key(0))
+    state = TrainState(step=0, **variables, opt_state=(), rng=None)
+    program = jax.jit(make_probability_step(model)).lower(state, images).compile()
+    parts = program.as_text().split("\n\n")
+    fused = [part.count(" convolution(") for part in parts if part.startswith("%fused_computation")]
+    assert max(fused) <= 1, "XLA makes one of the last two convolutions and a softmax, which is slower"
+    want = jax.nn.softmax(model.apply(variables, images / np.float32(255), train=False))
+    assert np.allclose(program(state, images), want, atol=1e-6)
 
 
 def test_flip_averaging_makes_the_model_symmetric():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from jaxseg.figures import legend, overlay
+from jaxseg.figures import legend, overlay, paletted
 from jaxseg.files import replacing, write_text
 from jaxseg.inference import Strip
 from jaxseg.types import ClassTable
@@ -21,9 +22,8 @@ from jaxseg.types import ClassTable
 
 def write_label(path: Path, label_hw: np.ndarray, classes: ClassTable) -> None:
     """A PNG whose values are class ids, and whose palette has the classes' colours."""
-    picture = Image.fromarray(label_hw, "L")
-    picture.putpalette([value for colour in classes.palette for value in colour])
-    _save(path, picture, "PNG")
+    # Of runs of one class this makes smaller files than zlib's search for repetitions, in half the time.
+    _save(path, paletted(label_hw, classes), "PNG", compress_type=zlib.Z_RLE)
 
 
 def write_overlay(path: Path, image_hw3: np.ndarray, label_hw: np.ndarray, classes: ClassTable) -> None:
