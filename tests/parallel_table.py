@@ -17,8 +17,8 @@ from pathlib import Path
 
 from jaxseg.logs import TIMINGS_FILE, read_metrics, read_rows
 from jaxseg.losses import cross_entropy
+from tests.distributed.processes import meeting
 from tests.faults.runs import ROOT
-from tests.faults.test_distributed import meeting
 
 FLAGS = (
     "--config.dataset.options.num_train=48",

@@ -18,8 +18,8 @@ import yaml
 
 from jaxseg.checkpoints import stored_steps
 from tests.dataset_fakes import write_camvid
+from tests.distributed.processes import FLAGS, LONG, until_step, xla_flags
 from tests.faults.runs import ROOT
-from tests.faults.test_distributed import FLAGS, LONG, until_step, xla_flags
 
 LAUNCH = ROOT / "launch"
 LOCAL = LAUNCH / "local_multiprocess.sh"

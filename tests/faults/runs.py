@@ -22,11 +22,16 @@ EVERYTHING = (
     "--config.augment.flip=0.5",
     "--config.augment.occlusion.regions.probability=0.6",
     "--config.log.every=1",
+    "--config.log.images=0",
+    "--config.log.tensorboard=False",  # a sixth of the time of a run, for what no test here compares
 )
 """Schedule, average, accumulation, augmentation and saves between evaluations, in the default mode."""
 
 EARLY = ("--config.train.seed=1", "--config.evaluate.patience=2")
 """With this seed the first evaluation is the best one by 4 %: patience ends the run at the third of four."""
+
+PICTURED = ("--config.log.images=4", "--config.log.tensorboard=True")
+"""With the pictures at evaluations, as by default."""
 
 
 def write_data(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxseg.logs import TIMINGS_FILE
-from tests.faults.runs import ROOT, command, write_data
+from tests.faults.runs import PICTURED, ROOT, command, write_data
 
 STEPS = int(os.environ.get("JAXSEG_LONG_STEPS", "600"))
 
@@ -56,7 +56,7 @@ def test_nothing_grows(tmp_path):
     more = (f"--config.train.steps={STEPS}", "--config.evaluate.every_steps=50", "--config.log.every=1")
     more += ("--config.checkpoint.every_steps=25",)
     prepared = f"--config.dataset.prepared_dir={tmp_path / 'prepared'}"
-    argv = [*command(write_data(tmp_path), prepared, *more), f"--workdir={tmp_path / 'run'}"]
+    argv = [*command(write_data(tmp_path), prepared, *more, *PICTURED), f"--workdir={tmp_path / 'run'}"]
     seen = watched(argv, tmp_path / "run")
     # From the third evaluation on everything is compiled; the report after the last step draws pictures.
     steps, rss, threads, files = seen[(seen[:, 0] > 150) & (seen[:, 0] < STEPS)].T

@@ -28,10 +28,10 @@ from jaxseg.logs import METRICS_FILE, read_rows
 from jaxseg.main import main
 from jaxseg.stop import GRACE_S, SIGNALS
 from jaxseg.verify import PARENT_PHASES, PHASES, Runner, format_verdict, run_digests, verify_resume
-from tests.faults.runs import EARLY, ROOT, command, run, write_data
+from tests.faults.runs import EARLY, PICTURED, ROOT, command, run, write_data
 
 KILLS = int(os.environ.get("JAXSEG_KILLS", "6"))
-STOPS = int(os.environ.get("JAXSEG_STOPS", "3"))
+STOPS = int(os.environ.get("JAXSEG_STOPS", "2"))
 
 SKIPS_A_BATCH = f"""
 import runpy
@@ -58,7 +58,7 @@ def one_device(monkeypatch):
 
 
 def test_killed_anywhere_a_run_ends_the_same(data, tmp_path):
-    verdict = verify_resume(command(data, *EARLY), tmp_path, trials=KILLS, phases=PHASES)
+    verdict = verify_resume(command(data, *EARLY, *PICTURED), tmp_path, trials=KILLS, phases=PHASES)
     print(format_verdict(verdict, signal.SIGKILL))
     assert verdict.is_exact
     assert saved_in(verdict) == {6, 18}, "patience ends a run of 24 steps after 18, and 6 is the best one"
@@ -82,9 +82,7 @@ def test_killed_anywhere_a_fine_tune_and_its_parent_end_the_same(data, tmp_path)
     assert parents == ("scratch",)
     more = (f"--config.{key}={value}" for key, value in keys.items())
     prepared = f"--config.dataset.prepared_dir={tmp_path / 'prepared'}"
-    argv = command(
-        data, prepared, *more, "--config.log.images=0", "--config.log.tensorboard=False", recipe=short
-    )
+    argv = command(data, prepared, *more, recipe=short)
     phases = (*PARENT_PHASES, "train") if trials < 12 else (*PARENT_PHASES, *PHASES[1:])
     # This seed begins with the parent, after a thirtieth of its time: in its first steps.
     verdict = verify_resume(argv, tmp_path, trials=trials, phases=phases, parents=parents, seed=44)

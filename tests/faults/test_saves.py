@@ -1,10 +1,8 @@
 """A save that takes longer than the grace of a signal, or that the disk refuses once."""
 
-import pytest
-
 from jaxseg.checkpoints import stored_steps
 from jaxseg.verify import run_digests
-from tests.faults.runs import ROOT, argv, run, write_data
+from tests.faults.runs import ROOT, argv, run
 
 SLOW_AND_TOLD_TO_STOP = f"""
 import runpy, signal, time
@@ -39,17 +37,7 @@ get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with data, and a run that met no fault."""
-    folder = tmp_path_factory.mktemp("saves")
-    write_data(folder)
-    status, printed = run(argv(folder, folder / "whole"))
-    assert status == 0, printed
-    return folder
-
-
-def test_told_to_stop_in_an_evaluation_a_run_ends_when_its_save_is_on_the_disk(place, tmp_path):
+def test_told_to_stop_in_an_evaluation_a_run_ends_when_its_save_is_on_the_disk(place, digests, tmp_path):
     recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
     recipe.write_text(SLOW_AND_TOLD_TO_STOP)
     status, printed = run(argv(place, workdir, recipe=recipe))
@@ -58,13 +46,13 @@ def test_told_to_stop_in_an_evaluation_a_run_ends_when_its_save_is_on_the_disk(p
     assert "jaxseg: SIGTERM: " in printed and "Traceback" not in printed
     status, printed = run(argv(place, workdir))
     assert status == 0 and "Going on from step 6 of 24." in printed, printed
-    assert run_digests(workdir) == run_digests(place / "whole")
+    assert run_digests(workdir) == digests
 
 
-def test_a_save_that_fails_once_is_said_and_the_run_goes_on(place, tmp_path):
+def test_a_save_that_fails_once_is_said_and_the_run_goes_on(place, digests, tmp_path):
     recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
     recipe.write_text(REFUSED_ONCE)
     status, printed = run(argv(place, workdir, recipe=recipe))
     assert status == 0 and "Traceback" not in printed, printed
     assert printed.count("the checkpoint of step 8 can't be saved (No space left on device); make room") == 1
-    assert run_digests(workdir) == run_digests(place / "whole")
+    assert run_digests(workdir) == digests

@@ -17,7 +17,7 @@ from jaxseg.checkpoints import DIRECTORY, stored_steps
 from jaxseg.data.records import open_records
 from jaxseg.logs import METRICS_FILE, TIMINGS_FILE, read_rows
 from jaxseg.verify import run_digests
-from tests.faults.runs import ROOT, argv, environment, run, write_data
+from tests.faults.runs import ROOT, argv, environment, run
 
 CAN_MOUNT = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode == 0
@@ -64,21 +64,6 @@ def cut_off(name, globals=None, *rest):
 builtins.__import__ = cut_off
 main.program()
 """
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with data, and the digests of a run that met no fault."""
-    folder = tmp_path_factory.mktemp("storage")
-    write_data(folder)
-    status, printed = run(argv(folder, folder / "whole"))
-    assert status == 0, printed
-    return folder
-
-
-@pytest.fixture(scope="module")
-def digests(place):
-    return run_digests(place / "whole")
 
 
 def one_line(printed: str) -> str:
@@ -247,7 +232,7 @@ def test_a_log_in_which_a_figure_was_changed_does_not_say_which_is_the_best(plac
 def rising(place, tmp_path_factory):
     """A run that has ended and whose last checkpoint is its best, by its log."""
     workdir = tmp_path_factory.mktemp("rising") / "run"
-    status, printed = run(argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0"))
+    status, printed = run(argv(place, workdir, "--config.optim.learning_rate=0.001"))
     assert status == 0, printed
     assert best_of(read_rows(workdir / METRICS_FILE)).step == 24
     return workdir
@@ -265,7 +250,7 @@ def test_a_run_that_had_ended_scores_its_last_step_again_where_its_log_is_lost(p
     shutil.copytree(rising, workdir)
     (workdir / METRICS_FILE).unlink()
     assert evaluated_step(workdir) != 24, "which the checkpoint can't know of; it warns"
-    flags = argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0")
+    flags = argv(place, workdir, "--config.optim.learning_rate=0.001")
     status, printed = run(flags)
     assert status == 0, printed
     assert "is not what this run had written" in printed
@@ -287,7 +272,7 @@ def test_a_changed_score_of_the_newest_checkpoint_does_not_say_which_is_the_best
     assert (rows[-1]["split"], rows[-1]["step"]) == ("val", 24)
     rows[-1]["miou"] = 0.0
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = argv(place, workdir, "--config.optim.learning_rate=0.001", "--config.log.images=0")
+    flags = argv(place, workdir, "--config.optim.learning_rate=0.001")
     status, printed = run(flags)
     assert status == 0, printed
     assert "the line after step 24 is left out: it fails its checksum" in printed

@@ -19,19 +19,9 @@ from jaxseg.logs import TIMINGS_FILE, read_rows
 from jaxseg.stop import SIGNALS, StopSignal
 from jaxseg.verify import run_digests
 from tests.dataset_fakes import TINY_RUN, write_folder
-from tests.faults.runs import ROOT, argv, environment, run, write_data
+from tests.faults.runs import ROOT, argv, environment, run
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with data, and a run that was left alone and read without workers."""
-    folder = tmp_path_factory.mktemp("workers")
-    write_data(folder)
-    status, printed = run(argv(folder, folder / "whole"))
-    assert status == 0, printed
-    return folder
 
 
 @contextlib.contextmanager
@@ -79,7 +69,7 @@ def steps(workdir):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_group_that_is_told_to_stop_saves_and_goes_on(place, tmp_path, number):
+def test_a_group_that_is_told_to_stop_saves_and_goes_on(place, digests, tmp_path, number):
     workdir, printed = tmp_path / "run", tmp_path / "printed"
     flags = argv(place, workdir, "--config.parallel.workers=1")
     with group(flags, printed) as leader:
@@ -92,7 +82,7 @@ def test_a_group_that_is_told_to_stop_saves_and_goes_on(place, tmp_path, number)
     assert f"jaxseg: {number.name}: saved step {max(steps(workdir))};" in said
     status, said = run(flags)
     assert status == 0, said
-    assert run_digests(workdir) == run_digests(place / "whole")
+    assert run_digests(workdir) == digests
 
 
 def test_a_worker_that_has_just_started_is_deaf_too(place, tmp_path):
@@ -212,7 +202,7 @@ get_config = runpy.run_path("{ROOT}/configs/scratch.py")["get_config"]
 """
 
 
-def test_told_to_stop_and_without_data_a_run_saves(place, tmp_path):
+def test_told_to_stop_and_without_data_a_run_saves(place, digests, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(LOSES_ITS_DATA)
     status, printed = run(argv(place, tmp_path / "run", recipe=recipe))
@@ -221,7 +211,7 @@ def test_told_to_stop_and_without_data_a_run_saves(place, tmp_path):
     assert "jaxseg: SIGTERM: saved step 5;" in printed
     status, printed = run(argv(place, tmp_path / "run"))
     assert status == 0, printed
-    assert run_digests(tmp_path / "run") == run_digests(place / "whole")
+    assert run_digests(tmp_path / "run") == digests
 
 
 def test_records_are_opened_with_all_that_they_import(place):
