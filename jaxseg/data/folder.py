@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg.data.class_file import read_class_file
-from jaxseg.data.faults import DataFault, raise_any
+from jaxseg.data.faults import DataFault, DataFaults, raise_any
 from jaxseg.data.images import MASK_SUFFIXES, PHOTO_SUFFIXES, read_pair
 from jaxseg.data.labels import LabelMapping
 from jaxseg.data.listing import files_below, is_below, list_text, resolver
@@ -52,11 +52,16 @@ _MOST_SHOWN = 200
 def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) -> Folder:
     """The source for `data_dir`; `classes` names the class file (default: classes.json in it).
 
-    Raises UserError where the folder is missing or empty, or the class file is missing or wrong.
+    Raises UserError where the folder is missing or empty, or the class file is missing or wrong; the source
+    without its classes is then the sound part.
     """
     root = data_folder(data_dir, "folder", "images/, masks/ and classes.json")
     file = expanded(classes) if classes else root / "classes.json"
-    table, mapping = read_class_file(file)
+    try:
+        table, mapping = read_class_file(file)
+    except UserError as e:
+        without = Folder(str(root), ClassTable((), ()), None, str(file))
+        raise DataFaults([DataFault(str(e), "class file")], [without]) from None
     folder = Folder(str(root), table, mapping, str(file))
     if folder.is_hashed:
         print(
@@ -73,7 +78,8 @@ class Folder:
 
     data_dir: str
     classes: ClassTable
-    mapping: LabelMapping
+    mapping: LabelMapping | None
+    """None where the class file is wrong and only photos and masks are to be checked."""
     class_file: str
 
     name = "folder"

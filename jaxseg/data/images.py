@@ -4,15 +4,13 @@ A file counts for what it holds, whatever it is called. Decided here, and each r
 
 - Read: PNG, JPEG, WebP, BMP, TIFF and GIF of one frame, up to 178,956,970 pixels (Pillow's limit) and
   512 MiB; alpha that covers everything; 16-bit masks of ids up to 255.
-- Turned by its EXIF orientation, as viewers do, is a photo or a mask that carries one; a mask without is
-  taken as drawn upright. One that was drawn on the lying photo does not fit and is refused (a photo that EXIF
-  turns by 180 degrees or mirrors fits either way: nothing can tell).
+- Turned by EXIF, as viewers do, is a photo or a mask that has an orientation; a mask without is taken as
+  upright. Drawn on the lying photo it does not fit and is refused (turned by 180 degrees or mirrored it may).
 - Refused as photo: more than 8 bits a channel, transparent pixels, CMYK and what else needs a colour profile.
 - Refused as mask: what loses ids or colours (JPEG, lossy WebP, JPEG in TIFF, whatever its name), grey with
   fewer than 8 bits (some scale it: a 2-bit 1 is 85 to them), transparent pixels, colours beyond the palette.
 - Refused as either: animations, special files, members of archives that are encrypted, broken or larger than
-  they say, anything empty, cut off or broken. (A flipped bit shows in PNG and in archives, which have
-  checksums; in the others it may not.)
+  they say, anything empty, cut off or broken. (A flipped bit is found by checksums, in PNG and archives.)
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ from jaxseg.data.faults import DataFault, DataFaults, attempt
 from jaxseg.data.labels import LabelMapping, map_colours, map_ids
 from jaxseg.data.source import Item
 from jaxseg.errors import UserError
+from jaxseg.types import IGNORE_LABEL
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MASK_SUFFIXES = (*PHOTO_SUFFIXES, ".bmp", ".tif", ".tiff", ".gif")
@@ -70,14 +69,15 @@ _ORIENTATION = 0x0112
 
 def read_pair(
     item: Item,
-    mapping: LabelMapping,
+    mapping: LabelMapping | None,
     *,
     mend: str,
     check_ids: Callable[[np.ndarray, str], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(image [H, W, 3] uint8 sRGB, label [H, W] uint8 class id or IGNORE_LABEL) of a pair, EXIF applied.
 
-    `mend` ends the message about an id outside the mapping; `check_ids(ids_hw, file)` may raise first.
+    `mend` ends the message about an id outside the mapping (without one all is void); `check_ids(ids_hw,
+    file)` may raise first.
     Raises one UserError for all that is wrong with the pair.
     """
     faults: list[DataFault] = []
@@ -85,9 +85,7 @@ def read_pair(
     mask = attempt(faults, read_mask, item.label, mapping)
     if image is not None and mask is not None and image.shape[:2] != mask.shape[:2]:
         faults.append(_sizes_differ(item, image, mask))
-    label = None
-    if mask is not None:
-        label = attempt(faults, _mapped, mask, item.label, mapping, mend, check_ids)
+    label = None if mask is None else attempt(faults, _mapped, mask, item.label, mapping, mend, check_ids)
     if image is None or label is None or faults:
         raise DataFaults(faults)
     return image, label
@@ -106,14 +104,16 @@ def read_photo(location: str, data: bytes | None = None) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def read_mask(location: str, mapping: LabelMapping) -> np.ndarray:
+def read_mask(location: str, mapping: LabelMapping | None) -> np.ndarray:
     """[H, W] uint8 ids, or [H, W, 3] uint8 colours where the mapping is to be read by colour.
 
     Grey masks hold ids. Palette masks hold ids where the mapping knows ids, else colours. RGB masks hold
-    colours. A mask is turned by EXIF only if it carries an orientation itself.
+    colours. A mask is turned by EXIF only if it carries an orientation itself. Without a mapping: as grey.
     """
     with _blaming(location, "mask"):
         picture = _opened(location, "mask", _check_mask)
+        if mapping is None:
+            return np.asarray(picture.convert("L"))
         if picture.mode in ("RGB", "RGBA") or (picture.mode == "P" and not mapping.has_ids):
             return _colours(picture, location, mapping)
         return _ids(picture, location, mapping)
@@ -194,10 +194,12 @@ def _ids(picture: Image.Image, location: str, mapping: LabelMapping) -> np.ndarr
 def _mapped(
     mask: np.ndarray,
     where: str,
-    mapping: LabelMapping,
+    mapping: LabelMapping | None,
     mend: str,
     check_ids: Callable[[np.ndarray, str], None] | None,
 ) -> np.ndarray:
+    if mapping is None:
+        return np.full(mask.shape, IGNORE_LABEL, np.uint8)
     if mask.ndim == 3:
         return map_colours(mapping, mask, where=where, mend=mend)
     if check_ids is not None:

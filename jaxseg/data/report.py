@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -27,12 +28,22 @@ class SplitReport:
     """In the order in which they were found: those of the listing, of the pairs, of the whole."""
 
 
-def print_report(source: Source, splits: Sequence[str]) -> None:
-    """All faults of these splits, on standard output; raises UserError that counts them, if there are any."""
+def print_report(open_source: Callable[[], Source], splits: Sequence[str]) -> None:
+    """All faults of these splits, on standard output; raises UserError that counts them, if there are any.
+
+    Those of opening the source come first; photos and masks are then checked as far as they can be without.
+    """
+    faults: tuple[DataFault, ...] = ()
+    try:
+        source = open_source()
+    except UserError as e:
+        if not sound_part(e):
+            raise
+        faults, (source,) = each(e), sound_part(e)
     reports = [find_faults(source, split) for split in splits]
-    for line in report_lines(reports):
+    for line in (*map(str, faults), *report_lines(reports)):
         print(line)
-    raise_summary(source, reports)
+    raise_summary(source, reports, faults)
 
 
 def find_faults(
@@ -80,9 +91,10 @@ def report_lines(reports: Sequence[SplitReport]) -> Iterator[str]:
             yield from (f"    {line}" for line in lines)
 
 
-def raise_summary(source: Source, reports: Sequence[SplitReport]) -> None:
-    """Raises a UserError with the counts of each kind, unless there are no faults."""
-    kinds = {str(fault): fault.kind for report in reports for fault in report.faults}
+def raise_summary(source: Source, reports: Sequence[SplitReport], others: Sequence[DataFault] = ()) -> None:
+    """Raises a UserError with the counts of each kind, unless there are no faults, in splits or others."""
+    found = chain(others, *(report.faults for report in reports))
+    kinds = {str(fault): fault.kind for fault in found}
     if kinds:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds.values()).items())
         raise UserError(f"{source.name} has {_number(len(kinds), 'fault')} ({counts}); mend what is listed")

@@ -223,6 +223,27 @@ def test_what_two_splits_share_is_said_once(tmp_path, capsys):
         raise_summary(source, reports)
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"classes": [{"name": "road", "ids": [0], "colour": []}]}'])
+def test_photos_and_masks_are_checked_behind_a_wrong_class_file(tmp_path, content, capsys):
+    spoilt_folder(tmp_path / "data")
+    save(tmp_path / "data/masks/train/6.png", np.zeros((12, 16, 3), np.uint8))  # of colours, as it may be
+    file = tmp_path / "data/classes.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    flags = ["prepare", "--dataset=folder", f"--data_dir={tmp_path / 'data'}"]
+    with pytest.raises(SystemExit):
+        main([*flags, "--report"])
+    said, summary = capsys.readouterr()
+    assert "has 8 faults (1 class file, 1 doubled name, 2 photo without a mask, " in summary
+    first, train, *_, val = said.splitlines()
+    assert first.startswith(f"{file} is not there" if content is None else f"{file}")
+    assert (train, val) == ("train: 9 pairs read, 7 faults", "val: 2 pairs read, 0 faults")
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert capsys.readouterr().err == f"jaxseg: {first}\n", "who prepares is told of that alone"
+
+
 @dataclasses.dataclass(frozen=True)
 class Deadly(Wrapped):
     def read(self, item):
