@@ -220,11 +220,16 @@ class Parallel:
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
+        where = self._sharded()
+        if self.mode == "pmap":
+            # On the mesh that pmap makes for itself, as a step returns it: else the second one compiles anew.
+            mesh = Mesh(np.array(self.devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+            where = NamedSharding(mesh, PartitionSpec())
         if not several():
-            state = jax.device_put(state, self._sharded())
+            state = jax.device_put(state, where)
         # An explicit copy: device_put gives the same buffer back where it lies right already, and of several
         # processes it asks each time whether all have the same.
-        return jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=self._sharded())(state)
+        return jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=where)(state)
 
     def place_batch(self, batch: PyTree) -> PyTree:
         """Host arrays, this process's share, cut along the first axis over the devices; asynchronous."""

@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from jaxseg import optim
+from jaxseg.errors import UserError
 from jaxseg.experiment import Run
-from jaxseg.loop import Loop
+from jaxseg.loop import Loop, Pace
 from jaxseg.main import main
 from tests.dataset_fakes import TINY_RUN, write_camvid
 
@@ -45,20 +46,54 @@ def trained(command, mode, *more):
     assert ended.value.code == 0
 
 
-@pytest.mark.parametrize("mode", ["jit", "sharded", "pmap"])
-def test_nothing_is_compiled_after_the_first_evaluation(command, compilations, monkeypatch, mode):
-    counts, pause = [], Loop._pause
+@pytest.fixture
+def counts(compilations, monkeypatch):
+    """The compilations at each batch that the loop takes, and before and after each of its pauses."""
+    seen, pause, wait = [], Loop._pause, Pace.wait
 
-    def counted(self, bar):
-        counts.append(len(compilations))
+    def waited(self, stream):
+        batch = wait(self, stream)
+        seen.append(("batch", len(compilations)))
+        return batch
+
+    def paused(self, bar):
+        seen.append(("pause", len(compilations)))
         pause(self, bar)
-        counts.append(len(compilations))
+        seen.append(("pause", len(compilations)))
 
-    monkeypatch.setattr(Loop, "_pause", counted)
+    monkeypatch.setattr(Pace, "wait", waited)
+    monkeypatch.setattr(Loop, "_pause", paused)
+    return seen
+
+
+def assert_steady(counts, steps):
+    """Compiled is what the first step needs and what the first evaluation does, which is after four steps."""
+    assert [name for name, _ in counts] == (["batch"] * 4 + ["pause"] * 2) * (steps // 4)
+    start, *first_steps, evaluated = [count for _, count in counts[:6]]
+    assert 0 < start <= first_steps[0] < evaluated, "the step, in most modes before the loop; what scores it"
+    assert first_steps == [first_steps[0]] * 4
+    assert {count for _, count in counts[6:]} == {evaluated}
+
+
+@pytest.mark.parametrize("mode", ["jit", "sharded", "pmap"])
+def test_nothing_is_compiled_after_the_first_step_and_the_first_evaluation(command, counts, mode):
     trained(command, mode)
-    first, evaluated, *later = counts
-    assert 0 < first < evaluated, "the step, then what scores it"
-    assert later == [evaluated] * 4
+    assert_steady(counts, 12)
+
+
+@pytest.mark.parametrize("mode", ["jit", "sharded", "pmap"])
+def test_nor_in_a_run_that_goes_on(command, counts, monkeypatch, mode):
+    def cut_off(self, bar):
+        raise UserError("cut off")
+
+    with monkeypatch.context() as first, pytest.raises(SystemExit) as ended:
+        first.setattr(Loop, "_evaluate", cut_off)
+        main([*command, f"--config.parallel.mode={mode}"])
+    assert ended.value.code == 1 and len(counts) == 5
+    counts.clear()
+    monkeypatch.setattr(Loop, "_score_start", lambda self, bar: None)  # which would be an evaluation's
+    trained(command, mode)
+    assert_steady(counts, 8)
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
