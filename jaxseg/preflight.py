@@ -24,6 +24,9 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 _LESS = "parallel.mesh.rows, model.dtype=bfloat16, a smaller model.width or dataset.image_size"
 
+MORE_CHECKPOINTS = 2
+"""Beside checkpoint.keep: the best one, and the one that is written before an old one goes."""
+
 _BATCHES = 3
 """Batches on a device: the one of the step, the next, and the last one while its figures are on their way."""
 
@@ -120,25 +123,46 @@ def _lacks(what: str, need: int | None, room: Room | None) -> str:
     return f"{what} takes {in_units(need)} and there are {room}"
 
 
-def check_disk(workdir: Path, checkpoint_bytes: int, keeps: int, stored: int) -> str:
-    """`describe_disk`. Raises UserError where there is no room for one more checkpoint."""
-    free = shutil.disk_usage(workdir).free
-    if free < checkpoint_bytes:
-        raise UserError(
-            f"{workdir}: a checkpoint takes {in_units(checkpoint_bytes)} and {in_units(free)} are free; make "
-            "room, or use another --workdir"
-        )
-    return describe_disk(workdir, checkpoint_bytes, keeps, stored)
+@dataclasses.dataclass(frozen=True)
+class Saves:
+    """The checkpoints of a run."""
+
+    most: int
+    """How many there may be at a time, by checkpoint.keep."""
+    stored: int
+    """How many there are."""
+    to_come: int
+    """How often it saves until its end."""
+
+    @property
+    def more(self) -> int:
+        """For how many there has to be room: beyond `most` an old one goes for each."""
+        return min(self.to_come, max(1, self.most - self.stored))
 
 
-def describe_disk(workdir: Path, checkpoint_bytes: int, keeps: int, stored: int) -> str:
-    """For people: what `keeps` checkpoints take, of which `stored` are there, and what is free."""
+def check_disk(workdir: Path, checkpoint_bytes: int, saves: Saves) -> str:
+    """`describe_disk`. Raises UserError where there is no room for as many as there will be at a time."""
     free = shutil.disk_usage(workdir).free
-    more = max(1, keeps - stored)
-    short = (
-        "" if free >= more * checkpoint_bytes else f", which is enough for {free // checkpoint_bytes} more"
+    fitting, keep = free // checkpoint_bytes, ""
+    if fitting >= saves.more:
+        return describe_disk(workdir, checkpoint_bytes, saves)
+    what = f"a checkpoint takes {in_units(checkpoint_bytes)}"
+    if fitting:
+        what = f"there will be {saves.more} more checkpoints of {in_units(checkpoint_bytes)} at a time"
+        if (fewer := fitting + saves.stored - MORE_CHECKPOINTS) > 0:
+            keep = f"--config.checkpoint.keep={fewer} or "
+    raise UserError(
+        f"{workdir}: {what} and {in_units(free)} are free; make room, or use {keep}another --workdir"
     )
-    return f"{keeps} checkpoints of {in_units(checkpoint_bytes)} at most, {in_units(free)} free{short}"
+
+
+def describe_disk(workdir: Path, checkpoint_bytes: int, saves: Saves) -> str:
+    """For people: what the run's checkpoints take at a time, and what is free."""
+    free = shutil.disk_usage(workdir).free
+    fitting = free // checkpoint_bytes
+    short = "" if fitting >= saves.more else f", which is enough for {fitting} more"
+    most = min(saves.most, saves.stored + saves.to_come)
+    return f"{most} checkpoints of {in_units(checkpoint_bytes)} at most, {in_units(free)} free{short}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +220,27 @@ class _Names:
     limit: str
     usage: str
     cached: str
-    """In memory.stat: pages of files, which the kernel gives up."""
+    """In memory.stat: pages of files, which the kernel gives up, but for those counted as `shared`."""
+    shared: str
+    """What lies in tmpfs and /dev/shm, which has no other place."""
 
 
-_V2 = _Names("sys/fs/cgroup", "memory.max", "memory.current", "file")
-_V1 = _Names("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+_V2 = _Names("sys/fs/cgroup", "memory.max", "memory.current", "file", "shmem")
+_V1 = _Names(
+    "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"
+)
 
 
 def _group_room(folder: Path, names: _Names) -> int:
     limit, usage = _text(folder / names.limit).strip(), _text(folder / names.usage).strip()
     if not limit.isdigit() or not usage.isdigit():  # "max", or no such group
         return 1 << 62
-    cached = re.search(rf"^{names.cached} (\d+)$", _text(folder / "memory.stat"), re.M)
-    return int(limit) - int(usage) + (int(cached[1]) if cached else 0)
+    stat = _text(folder / "memory.stat")
+    cached, shared = (
+        int(found[1]) if (found := re.search(rf"^{name} (\d+)$", stat, re.M)) else 0
+        for name in (names.cached, names.shared)
+    )
+    return int(limit) - int(usage) + max(0, cached - shared)
 
 
 def _text(file: Path) -> str:

@@ -17,10 +17,12 @@ from jaxseg.experiment import Experiment, fits, load_recipe
 from jaxseg.main import main
 from jaxseg.preflight import (
     Room,
+    Saves,
     StepCost,
     check_disk,
     check_evaluation,
     check_memory,
+    describe_disk,
     host_memory,
     largest_batch,
     step_cost,
@@ -97,7 +99,7 @@ def test_a_container_gives_what_its_limit_leaves(tmp_path):
     files = {
         "memory_dot_max": "5000\n",
         "memory_dot_current": "3000\n",
-        "memory_dot_stat": "anon 7\nfile 500\n",
+        "memory_dot_stat": "anon 7\nfile 620\nshmem 120\n",
     }
     assert host_memory(machine(tmp_path, cgroup="0::/\n", **files)) == 2500
 
@@ -110,7 +112,7 @@ def test_the_least_of_all_groups_counts(tmp_path):
 
 def test_the_older_control_groups_count_too(tmp_path):
     files = {"memory__memory_dot_limit_in_bytes": "700\n", "memory__memory_dot_usage_in_bytes": "600\n"}
-    files["memory__memory_dot_stat"] = "cache 1\ntotal_cache 50\n"
+    files["memory__memory_dot_stat"] = "cache 1\nshmem 3\ntotal_cache 70\ntotal_shmem 20\n"
     lines = "3:cpuset:/docker/abc\n2:cpu,memory:/docker/abc\n"
     assert host_memory(machine(tmp_path, cgroup=lines, **files)) == 150
 
@@ -203,11 +205,54 @@ def test_a_state_without_room_is_not_made():
 
 def test_the_disk_is_told_and_too_small_a_one_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=10 * MIB))
-    assert check_disk(tmp_path, 2 * MIB, 4, 0) == "4 checkpoints of 2.0 MiB at most, 10.0 MiB free"
-    assert check_disk(tmp_path, 3 * MIB, 4, 1).endswith(" free"), "one is there"
-    assert check_disk(tmp_path, 3 * MIB, 4, 0).endswith(" free, which is enough for 3 more")
-    with pytest.raises(UserError, match=r"a checkpoint takes 11.0 MiB and 10.0 MiB are free; make room"):
-        check_disk(tmp_path, 11 * MIB, 4, 0)
+    assert check_disk(tmp_path, 2 * MIB, Saves(4, 0, 9)) == "4 checkpoints of 2.0 MiB at most, 10.0 MiB free"
+    assert check_disk(tmp_path, 3 * MIB, Saves(4, 1, 9)).endswith(" free"), "one is there"
+    assert check_disk(tmp_path, 3 * MIB, Saves(4, 0, 3)).startswith("3 checkpoints"), "no more are to come"
+    assert check_disk(tmp_path, 5 * MIB, Saves(4, 3, 2)).endswith(" free"), "an old one goes for the second"
+    assert check_disk(tmp_path, 10 * MIB, Saves(4, 4, 9)).endswith(" free"), "and for each, with all there"
+    assert describe_disk(tmp_path, 3 * MIB, Saves(4, 0, 9)).endswith(" free, which is enough for 3 more")
+
+
+@pytest.mark.parametrize(
+    ("size", "saves", "wanted", "mend"),
+    [
+        (3, (5, 0, 9), "there will be 5 more checkpoints of 3.0 MiB at a time", "--config.checkpoint.keep=1"),
+        (3, (9, 5, 9), "there will be 4 more checkpoints of 3.0 MiB at a time", "--config.checkpoint.keep=6"),
+        (3, (9, 0, 4), "there will be 4 more checkpoints of 3.0 MiB at a time", "--config.checkpoint.keep=1"),
+        (6, (4, 0, 2), "there will be 2 more checkpoints of 6.0 MiB at a time", "another --workdir"),
+        (11, (4, 0, 9), "a checkpoint takes 11.0 MiB", "another --workdir"),
+        (11, (4, 4, 9), "a checkpoint takes 11.0 MiB", "another --workdir"),
+    ],
+)
+def test_a_disk_without_room_for_all_that_there_will_be_is_refused(
+    tmp_path, monkeypatch, size, saves, wanted, mend
+):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=10 * MIB))
+    with pytest.raises(UserError, match=f"{wanted} and 10.0 MiB are free; make room, or use {mend}"):
+        check_disk(tmp_path, size * MIB, Saves(*saves))
+
+
+def test_a_run_is_refused_whose_second_checkpoint_has_no_room(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: SimpleNamespace(free=1.5 * MIB))
+    assert ended([*command, "--config.train.steps=9", "--config.evaluate.every_steps=4"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "there will be 3 more checkpoints of " in said, said
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert ended([*command, "--config.train.steps=9", "--config.evaluate.every_steps=9"]) == 0
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 4, 6, 50])
+@pytest.mark.parametrize("done", [0, 3, 8, 19])
+def test_the_saves_to_come_are_those_of_the_loop(every, done):
+    due = [
+        step for step in range(done + 1, 21) if step % 6 == 0 or step == 20 or (every and step % every == 0)
+    ]
+    run = SimpleNamespace(
+        total_steps=20,
+        eval_every=6,
+        experiment=SimpleNamespace(checkpoint=SimpleNamespace(every_steps=every)),
+    )
+    assert fits.saves_to_come(run, done) == len(due)
 
 
 MEASURED = """

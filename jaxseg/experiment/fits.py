@@ -15,12 +15,9 @@ import jax
 from jaxseg import preflight
 from jaxseg.checkpoints import stored_bytes, stored_steps
 from jaxseg.experiment import Data, Run
-from jaxseg.preflight import Room, StepCost
+from jaxseg.preflight import MORE_CHECKPOINTS, Room, Saves, StepCost
 from jaxseg.step import batch_shapes
 from jaxseg.types import PyTree
-
-_MORE_CHECKPOINTS = 2
-"""Beside checkpoint.keep: the best one, and the one that is written before an old one goes."""
 
 
 def check_before_start(run: Run, data: Data, workdir: Path) -> None:
@@ -53,7 +50,7 @@ def _check(run: Run, data: Data, state: PyTree, room: Room | None, workdir: Path
     )
     if not _evaluation_fits_by_far(run, cost, state_bytes, room):
         _check_evaluation(run, state, evaluation_cost(run, state), room)
-    disk = preflight.check_disk(workdir, stored_bytes(state), *_checkpoints(run, workdir))
+    disk = preflight.check_disk(workdir, stored_bytes(state), _saves(run, workdir))
     return {"step": f"{cost}, {room}" if room else str(cost), "disk": disk}
 
 
@@ -77,7 +74,7 @@ def tell(run: Run, data: Data, workdir: Path) -> None:
         )
     # The workdir may not be there yet: what comes above it is on the same disk.
     there = next(place for place in (workdir, *workdir.parents) if place.exists())
-    checkpoints = stored_bytes(state), *_checkpoints(run, workdir)
+    checkpoints = stored_bytes(state), _saves(run, workdir)
     print(f"disk    {preflight.describe_disk(there, *checkpoints)}", flush=True)
     preflight.check_state(state, room)
     preflight.check_memory(cost, state_bytes, left, batch_size, lambda _: largest)
@@ -143,6 +140,20 @@ def _parts(run: Run) -> int:
     return run.experiment.parallel.parts
 
 
-def _checkpoints(run: Run, workdir: Path) -> tuple[int, int]:
-    """(how many there may be at a time, how many are there)."""
-    return run.experiment.checkpoint.keep + _MORE_CHECKPOINTS, len(stored_steps(workdir))
+def _saves(run: Run, workdir: Path) -> Saves:
+    stored = stored_steps(workdir)
+    most = run.experiment.checkpoint.keep + MORE_CHECKPOINTS
+    return Saves(most, len(stored), saves_to_come(run, stored[-1] if stored else 0))
+
+
+def saves_to_come(run: Run, done: int) -> int:
+    """How often a run saves that has taken `done` steps: at evaluations, at its own steps, and at its end."""
+    every, evaluated, last = run.experiment.checkpoint.every_steps, run.eval_every, run.total_steps
+
+    def multiples(of: int) -> int:
+        return (last - 1) // of - done // of if done < last else 0
+
+    before_last = multiples(evaluated)
+    if every:
+        before_last += multiples(every) - multiples(math.lcm(evaluated, every))
+    return before_last + (done < last)
