@@ -86,9 +86,10 @@ def test_nor_in_a_run_that_goes_on(command, counts, monkeypatch, mode):
     def cut_off(self, bar):
         raise UserError("cut off")
 
-    with monkeypatch.context() as first, pytest.raises(SystemExit) as ended:
+    with monkeypatch.context() as first:
         first.setattr(Loop, "_evaluate", cut_off)
-        main([*command, f"--config.parallel.mode={mode}"])
+        with pytest.raises(SystemExit) as ended:
+            main([*command, f"--config.parallel.mode={mode}"])
     assert ended.value.code == 1 and len(counts) == 5
     counts.clear()
     monkeypatch.setattr(Loop, "_score_start", lambda self, bar: None)  # which would be an evaluation's
