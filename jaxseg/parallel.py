@@ -13,7 +13,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -200,31 +200,27 @@ class Parallel:
         return tuple(device for device in self.devices if device.process_index == jax.process_index())
 
     def compiled(self, step: Any, state: PyTree, batch: PyTree) -> Any:
-        """The compiled step for arrays of these shapes, for its cost; None under pmap, which has none to ask.
+        """The compiled step for arrays of these shapes, for its cost.
 
         The executable is kept by jit's cache: the first real step does not compile again.
         """
-        lowered = self.lowered(step, state, batch)
-        return lowered and lowered.compile()
+        return self.lowered(step, state, batch).compile()
 
     def lowered(self, step: Any, state: PyTree, batch: PyTree, *, for_counting: bool = False) -> Any:
         """The same, before it is compiled.
 
-        for_counting: by `lowered_for_counting`.
+        for_counting: by `lowered_for_counting`, not in mode pmap.
         """
         if self.mode == "pmap":
-            return None
+            return step.lower(state, batch)
         batch = jax.tree.map(_placed, batch, self._whole_batch())
         traced = step.trace(_placed(state, self._sharded()), batch)
         return lowered_for_counting(traced) if for_counting else traced.lower()
 
     def place_state(self, state: PyTree) -> PyTree:
         """The state, the same in all processes, on every device. Copies: the step donates what it gets."""
-        where = self._sharded()
-        if self.mode == "pmap":
-            # On the mesh that pmap makes for itself, as a step returns it: else the second one compiles anew.
-            mesh = Mesh(np.array(self.devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-            where = NamedSharding(mesh, PartitionSpec())
+        # Under pmap as a step returns it: else the second one would compile anew.
+        where = self._sharded() if self.mode != "pmap" else _pmapped(self.devices)
         if not several():
             state = jax.device_put(state, where)
         # An explicit copy: device_put gives the same buffer back where it lies right already, and of several
@@ -354,17 +350,7 @@ class Parallel:
             devices=self.devices,
             donate_argnums=donate_argnums,
         )
-        count = len(self.devices)
-
-        def step(state: PyTree, batch: PyTree) -> PyTree:
-            cut = jax.tree.map(lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:]), batch)
-            out = mapped(state, cut)
-            if isinstance(out, EvalOutput):
-                confusion_bcc = out.confusion_bcc.reshape(-1, *out.confusion_bcc.shape[2:])
-                return out.replace(confusion_bcc=confusion_bcc, labelled_b=out.labelled_b.reshape(-1))
-            return out
-
-        return step
+        return _Pmapped(mapped, self.devices)
 
     def _whole_batch(self) -> Batch:
         """Where the arrays of a batch lie that a step takes."""
@@ -382,6 +368,43 @@ class Parallel:
         return Mesh(
             np.array(self.devices).reshape(shape), (DATA_AXIS, ROWS_AXIS), axis_types=(AxisType.Auto,) * 2
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pmapped:
+    """A step of `pmap` as the other modes have it: for a batch whose first axis is not cut in two."""
+
+    mapped: Any
+    devices: tuple[Any, ...]
+
+    def __call__(self, state: PyTree, batch: PyTree) -> PyTree:
+        out = self.mapped(state, self._cut(batch))
+        if isinstance(out, EvalOutput):
+            confusion_bcc = out.confusion_bcc.reshape(-1, *out.confusion_bcc.shape[2:])
+            return out.replace(confusion_bcc=confusion_bcc, labelled_b=out.labelled_b.reshape(-1))
+        return out
+
+    def lower(self, state: PyTree, batch: PyTree) -> Any:
+        """For arrays of these shapes, placed as a call has them."""
+        cut = jax.eval_shape(self._cut, batch)
+        return self.mapped.lower(
+            _placed(state, _pmapped(self.devices)), _placed(cut, _pmapped(self.devices, DATA_AXIS))
+        )
+
+    @cached_property
+    def _cut(self) -> Callable[[PyTree], PyTree]:
+        count = len(self.devices)
+        return jax.jit(
+            partial(jax.tree.map, lambda a: a.reshape(count, a.shape[0] // count, *a.shape[1:])),
+            out_shardings=_pmapped(self.devices, DATA_AXIS),
+        )
+
+
+def _pmapped(devices: Sequence[Any], *axes: str) -> NamedSharding:
+    """Where pmap, on the mesh that it makes for itself, has what is cut along these axes."""
+    return NamedSharding(
+        Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,)), PartitionSpec(*axes)
+    )
 
 
 def lowered_for_counting(traced: Any) -> Any:

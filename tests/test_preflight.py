@@ -294,10 +294,14 @@ def ended(argv):
     return end.value.code
 
 
-def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(command, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("mode", ["jit", "sharded", "pmap"])
+def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(
+    command, tmp_path, capsys, monkeypatch, mode
+):
     """A fake machine with 150 kB; a step of batch 4 takes more."""
     monkeypatch.setattr(preflight, "host_memory", lambda root: 150_000)
-    assert ended(command) == 1
+    where = ["--config.parallel.mesh.data=1", f"--config.parallel.mode={mode}"]
+    assert ended([*command, *where]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     assert "a step of train.batch_size=4 takes " in said and "use --config.train.batch_size=" in said
@@ -306,10 +310,10 @@ def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(command, tm
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def small_run():
+def small_run(mode="jit", devices=0):
     config = load_recipe(Path("configs/scratch.py"), "camvid")
     config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1
-    config.train.batch_size, config.parallel.mode = 4, "jit"
+    config.train.batch_size, config.parallel.mode, config.parallel.mesh.data = 4, mode, devices
     return Experiment(config).build(STREET_CLASSES, (9,) * len(STREET_CLASSES.names), train_images=10)
 
 
@@ -322,6 +326,20 @@ def test_an_image_takes_less_to_evaluate_than_to_train_on():
     assert 0 < evaluation.beside(state_bytes) < training.beside(state_bytes)
     share = evaluation.argument_bytes - state_bytes
     assert share == 4 * (16 * 16 * (3 * 4 + 4 + 1) + 4), "what the step leaves unused is there all the same"
+
+
+@pytest.mark.parametrize("mode", ["sharded", "pmap"])
+def test_a_step_over_devices_takes_the_state_and_a_share_of_the_batch(mode):
+    run = small_run(mode, 2)
+    state = jax.eval_shape(run.first_state)
+    cost, evaluation = run.step_cost(state), fits.evaluation_cost(run, state, 4)
+    seen_by_the_step = 2 * 16 * 16 * (3 * 4 + 4)
+    assert cost.argument_bytes == preflight.tree_bytes(state) + seen_by_the_step
+    one = small_run()
+    alone = one.step_cost(state), fits.evaluation_cost(one, state, 4)
+    assert cost.flops == alone[0].flops
+    assert alone[0].temp_bytes / 3 < cost.temp_bytes < alone[0].temp_bytes
+    assert alone[1].temp_bytes / 3 < evaluation.temp_bytes < alone[1].temp_bytes
 
 
 def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(command, capsys, monkeypatch):

@@ -406,15 +406,15 @@ class Run:
         batch = step.batch_shapes(batch_size or train.batch_size, self.experiment.dataset.image_size)
         lowered = place.lowered(self.train_step, state, batch)
         if batch_size:
-            return step_cost(None, lowered and lowered.compile(compiler_options=QUICK))
+            return step_cost(None, lowered.compile(compiler_options=QUICK))
         counted, taken = place, self.train_step
-        if train.accumulate > 1 or len(place.devices) > 1 or lowered is None:
-            # On one device: XLA counts one turn of a loop, one device's share of a step, and of pmap nothing.
+        if train.accumulate > 1 or len(place.devices) > 1 or place.mode == "pmap":
+            # On one device: XLA counts one turn of a loop, and one device's share of a step.
             counted = dataclasses.replace(place, mode="jit", devices=place.own_devices[:1], rows=1)
             body = step.make_train_step(self.model.clone(axis_name=None), self.tx, self.loss)
             taken = counted.compile_train_step(body)
         whole = counted.lowered(taken, state, batch, for_counting=True)
-        return step_cost(whole, lowered and lowered.compile())
+        return step_cost(whole, lowered.compile())
 
     @cached_property
     def train_step(self) -> step.TrainStep:

@@ -87,7 +87,7 @@ def evaluation_cost(run: Run, state: PyTree, batch_size: int = 0) -> StepCost:
     experiment = run.experiment
     batch = batch_shapes(batch_size or experiment.evaluate.batch_size, experiment.dataset.image_size)
     lowered = experiment.parallel.lowered(run.eval_step, state, batch)
-    cost = preflight.step_cost(None, lowered and lowered.compile(compiler_options=preflight.QUICK))
+    cost = preflight.step_cost(None, lowered.compile(compiler_options=preflight.QUICK))
     # XLA counts only the arguments that the step uses; the optimizer's state lies there all the same.
     share = preflight.tree_bytes(batch) // len(experiment.parallel.devices)
     return dataclasses.replace(cost, argument_bytes=preflight.tree_bytes(state) + share)
