@@ -36,7 +36,7 @@ class StepCost:
     """What XLA says of a step; None where its backend does not tell. Bytes are those of one device."""
 
     flops: float | None
-    """Of the whole batch on all devices."""
+    """Of the whole batch on all devices, without the second forward pass of train.accumulate."""
     temp_bytes: int | None
     """For intermediate values."""
     argument_bytes: int | None

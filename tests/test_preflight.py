@@ -310,6 +310,15 @@ def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize("steps", ["--preflight", "--config.train.steps=1"])
+def test_flops_are_told_without_the_forward_pass_of_microbatches(command, capsys, steps):
+    more = " and a forward pass more for train.accumulate=2; on a device "
+    assert ended([*command, steps, "--config.train.accumulate=2"]) == 0
+    assert re.search(rf"^step +[\d.]+ GFLOP{more}", capsys.readouterr().out, re.M)
+    assert ended([*command, "--preflight"]) == 0
+    assert re.search(r"^step +[\d.]+ GFLOP; on a device ", capsys.readouterr().out, re.M)
+
+
 def small_run(mode="jit", devices=0):
     config = load_recipe(Path("configs/scratch.py"), "camvid")
     config.dataset.image_size, config.model.width, config.model.depth = (16, 16), 4, 1

@@ -400,6 +400,8 @@ class Run:
     def step_cost(self, state: PyTree, batch_size: int = 0) -> StepCost:
         """FLOPs and memory of the train step from the shapes of arrays; compiles it, as its first call would.
 
+        FLOPs are those of the whole batch at once: of the second forward pass of train.accumulate they know
+        nothing.
         batch_size: another than the run's, for the memory that it would take: compiled in the least time.
         """
         place, train = self.experiment.parallel, self.experiment.train

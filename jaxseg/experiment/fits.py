@@ -51,7 +51,17 @@ def _check(run: Run, data: Data, state: PyTree, room: Room | None, workdir: Path
     if not _evaluation_fits_by_far(run, cost, state_bytes, room):
         _check_evaluation(run, state, evaluation_cost(run, state), room)
     disk = preflight.check_disk(workdir, stored_bytes(state), _saves(run, workdir))
-    return {"step": f"{cost}, {room}" if room else str(cost), "disk": disk}
+    told = _told(run, cost)
+    return {"step": f"{told}, {room}" if room else told, "disk": disk}
+
+
+def _told(run: Run, cost: StepCost) -> str:
+    """For people: what the train step takes."""
+    accumulate = run.experiment.train.accumulate
+    if accumulate == 1 or cost.flops is None:
+        return str(cost)
+    flops, *memory = str(cost).split("; ")
+    return "; ".join([f"{flops} and a forward pass more for train.accumulate={accumulate}", *memory])
 
 
 def tell(run: Run, data: Data, workdir: Path) -> None:
@@ -63,7 +73,7 @@ def tell(run: Run, data: Data, workdir: Path) -> None:
     state, room = jax.eval_shape(run.first_state), run.room()
     state_bytes, batch_size = preflight.tree_bytes(state), run.experiment.train.batch_size
     cost, of_evaluation = run.step_cost(state), evaluation_cost(run, state)
-    print(f"step    {cost} (batch {batch_size})")
+    print(f"step    {_told(run, cost)} (batch {batch_size})")
     print(f"eval    {of_evaluation} (batch {run.experiment.evaluate.batch_size})")
     print(f"memory  {room or 'not known'}")
     left, largest = room and room.beside(state_bytes), 0
