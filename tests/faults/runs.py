@@ -25,7 +25,10 @@ EVERYTHING = (
     "--config.log.images=0",
     "--config.log.tensorboard=False",  # a sixth of the time of a run, for what no test here compares
 )
-"""Schedule, average, accumulation, augmentation and saves between evaluations, in the default mode."""
+"""Schedule, average, accumulation, augmentation and saves between evaluations, in the default mode.
+
+Pictures and TensorBoard are off, and so is early stopping: `PICTURED` and `EARLY` switch them on.
+"""
 
 EARLY = ("--config.train.seed=1", "--config.evaluate.patience=2")
 """With this seed the first evaluation is the best one by 4 %: patience ends the run at the third of four."""
