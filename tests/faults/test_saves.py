@@ -1,4 +1,4 @@
-"""A save that takes longer than the grace of a signal, or that the disk refuses once; a disk that fills up."""
+"""A save that takes longer than the grace of a signal, or that a disk refuses once; a disk that fills up."""
 
 import pytest
 
