@@ -106,7 +106,7 @@ def saved_in(verdict, prefix=""):
 @pytest.mark.parametrize(
     ("number", "seed", "few"),
     # Seeds that draw moments early in these phases, so that a run is not past them. Told to stop in training
-    # (after step 3 here, where none is due) it saves: what it leaves counts as "save".
+    # (here before step 4, where none is due) it saves: what it leaves counts as "save".
     [(signal.SIGTERM, 123, ("train", "evaluate")), (signal.SIGINT, 1, ("save", "report"))],
 )
 def test_told_to_stop_a_run_saves_and_ends_with_75(data, tmp_path, number, seed, few):
