@@ -4,13 +4,15 @@ A file counts for what it holds, whatever it is called. Decided here, and each r
 
 - Read: PNG, JPEG, WebP, BMP, TIFF and GIF of one frame, up to 178,956,970 pixels (Pillow's limit) and
   512 MiB; alpha that covers everything; 16-bit masks of ids up to 255.
-- Turned by EXIF, as viewers do, is a photo or a mask that has an orientation; a mask without is taken as
-  upright. Drawn on the lying photo it does not fit and is refused (turned by 180 degrees or mirrored it may).
+- Turned by its EXIF orientation, as viewers do, is a photo or a mask that carries one; a mask without is
+  taken as drawn upright. One that was drawn on the lying photo does not fit and is refused (a photo that EXIF
+  turns by 180 degrees or mirrors fits either way: nothing can tell).
 - Refused as photo: more than 8 bits a channel, transparent pixels, CMYK and what else needs a colour profile.
 - Refused as mask: what loses ids or colours (JPEG, lossy WebP, JPEG in TIFF, whatever its name), grey with
   fewer than 8 bits (some scale it: a 2-bit 1 is 85 to them), transparent pixels, colours beyond the palette.
 - Refused as either: animations, special files, members of archives that are encrypted, broken or larger than
-  they say, anything empty, cut off or broken. (A flipped bit is found by checksums, in PNG and archives.)
+  they say, anything empty, cut off or broken. (A flipped bit shows in PNG and in archives, which have
+  checksums; in the others it may not.)
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ import stat
 import struct
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxseg.data.faults import DataFault, DataFaults, attempt
 from jaxseg.data.labels import LabelMapping, map_colours, map_ids
+from jaxseg.data.png import check_png
 from jaxseg.data.source import Item
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
@@ -44,17 +46,6 @@ MOST_BYTES = 1 << 29
 # Named, since Pillow knows formats that start other programs (EPS) or hold no pixels.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _MEMBER = "!"
-_ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)
-"""First column and row, and steps, of the passes of an interlaced PNG."""
-_INFLATED_AT_ONCE = 1 << 20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -256,7 +247,7 @@ def _opened(
     _check_frame(picture, location, kind)
     check(picture, data, location)
     if picture.format == "PNG":
-        _check_png(data)
+        check_png(data)
     decode(picture)
     orientation = picture.getexif().get(_ORIENTATION)
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
@@ -266,53 +257,6 @@ def decode(picture: Image.Image) -> None:
     """Reads the pixels. By itself, so that a test can count which files come as far as this."""
     with _libtiff_is_quiet() if picture.format == "TIFF" else contextlib.nullcontext():
         picture.load()
-
-
-def _check_png(data: bytes) -> None:
-    """Raises ValueError for a wrong checksum, a missing end and missing rows.
-
-    Pillow compares no checksum of pixels, and takes rows that are not there for zeros: in a small mask 4 % of
-    all flipped bits changed ids unseen. For 2048x1024 it takes 32 ms beside 83 of decoding.
-    """
-    position, name = 8, b""
-    view = memoryview(data)
-    pixels: list[memoryview] = []
-    while position + 12 <= len(data) and name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ValueError(f"the checksum of chunk {name!r} is wrong")
-        if name == b"IDAT":
-            pixels.append(view[position + 8 : end])
-        position = end + 4
-    if name != b"IEND":
-        raise ValueError("its end is missing")
-    if _inflated_length(pixels, _scanline_bytes(data)) < _scanline_bytes(data):
-        raise ValueError("it has fewer rows than it says")
-
-
-def _scanline_bytes(data: bytes) -> int:
-    """How many bytes a PNG inflates to, by its header (PNG specification, third edition, 7.2 and 8)."""
-    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    total = 0
-    for left, top, right, down in passes:
-        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
-        if columns > 0 and rows > 0:
-            total += rows * (1 + (columns * bits + 7) // 8)
-    return total
-
-
-def _inflated_length(parts: Sequence[memoryview], enough: int) -> int:
-    """How many bytes deflated data holds, counted as far as `enough`, in little memory."""
-    inflater, length = zlib.decompressobj(), 0
-    for part in parts:
-        rest: bytes | memoryview = part
-        while rest and length < enough and not inflater.eof:
-            length += len(inflater.decompress(rest, _INFLATED_AT_ONCE))
-            rest = inflater.unconsumed_tail
-    return length
 
 
 @contextlib.contextmanager
