@@ -57,19 +57,18 @@ def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) 
     """
     root = data_folder(data_dir, "folder", "images/, masks/ and classes.json")
     file = expanded(classes) if classes else root / "classes.json"
-    try:
-        table, mapping = read_class_file(file)
-    except UserError as e:
-        without = Folder(str(root), ClassTable((), ()), None, str(file))
-        raise DataFaults([DataFault(str(e), "class file")], [without]) from None
-    folder = Folder(str(root), table, mapping, str(file))
+    folder = Folder(str(root), ClassTable((), ()), None, str(file))
     if folder.is_hashed:
         print(
             f"{one_line(str(root))}/images has no train/, val/ and test/: photos are cut 80/10/10 by a hash "
             "of their names.",
             file=sys.stderr,
         )
-    return folder
+    try:
+        table, mapping = read_class_file(file)
+    except UserError as e:
+        raise DataFaults([DataFault(str(e), "class file")], [folder]) from None
+    return dataclasses.replace(folder, classes=table, mapping=mapping)
 
 
 @dataclasses.dataclass(frozen=True)

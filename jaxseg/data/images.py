@@ -67,8 +67,8 @@ def read_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(image [H, W, 3] uint8 sRGB, label [H, W] uint8 class id or IGNORE_LABEL) of a pair, EXIF applied.
 
-    `mend` ends the message about an id outside the mapping (without one all is void); `check_ids(ids_hw,
-    file)` may raise first.
+    `mend` ends the message about an id outside the mapping; `check_ids(ids_hw, file)` may raise first.
+    Without a mapping the label is void, and ids and colours may be any.
     Raises one UserError for all that is wrong with the pair.
     """
     faults: list[DataFault] = []
@@ -76,7 +76,9 @@ def read_pair(
     mask = attempt(faults, read_mask, item.label, mapping)
     if image is not None and mask is not None and image.shape[:2] != mask.shape[:2]:
         faults.append(_sizes_differ(item, image, mask))
-    label = None if mask is None else attempt(faults, _mapped, mask, item.label, mapping, mend, check_ids)
+    label = mask
+    if mask is not None and mapping is not None:
+        label = attempt(faults, _mapped, mask, item.label, mapping, mend, check_ids)
     if image is None or label is None or faults:
         raise DataFaults(faults)
     return image, label
@@ -99,12 +101,13 @@ def read_mask(location: str, mapping: LabelMapping | None) -> np.ndarray:
     """[H, W] uint8 ids, or [H, W, 3] uint8 colours where the mapping is to be read by colour.
 
     Grey masks hold ids. Palette masks hold ids where the mapping knows ids, else colours. RGB masks hold
-    colours. A mask is turned by EXIF only if it carries an orientation itself. Without a mapping: as grey.
+    colours. A mask is turned by EXIF only if it carries an orientation itself. Without a mapping all is
+    IGNORE_LABEL, and refused is what none could read.
     """
     with _blaming(location, "mask"):
         picture = _opened(location, "mask", _check_mask)
         if mapping is None:
-            return np.asarray(picture.convert("L"))
+            return _unmapped(picture, location)
         if picture.mode in ("RGB", "RGBA") or (picture.mode == "P" and not mapping.has_ids):
             return _colours(picture, location, mapping)
         return _ids(picture, location, mapping)
@@ -172,6 +175,19 @@ def _ids(picture: Image.Image, location: str, mapping: LabelMapping) -> np.ndarr
         raise DataFault(
             f"{location}: the mask holds ids, the mapping only colours; name the ids too", "ids or colours"
         )
+    return _bytes_of_ids(picture, location)
+
+
+def _unmapped(picture: Image.Image, location: str) -> np.ndarray:
+    """All void; raises for what is wrong by any mapping."""
+    if picture.mode in ("RGB", "RGBA"):
+        _check_alpha(picture, location, "mask")
+    elif picture.mode != "P":  # which may hold ids or colours, and as ids be transparent
+        _bytes_of_ids(picture, location)
+    return np.full(picture.size[::-1], IGNORE_LABEL, np.uint8)
+
+
+def _bytes_of_ids(picture: Image.Image, location: str) -> np.ndarray:
     if picture.mode == "LA":
         _check_alpha(picture, location, "mask")
         picture = picture.getchannel("L")
@@ -185,12 +201,10 @@ def _ids(picture: Image.Image, location: str, mapping: LabelMapping) -> np.ndarr
 def _mapped(
     mask: np.ndarray,
     where: str,
-    mapping: LabelMapping | None,
+    mapping: LabelMapping,
     mend: str,
     check_ids: Callable[[np.ndarray, str], None] | None,
 ) -> np.ndarray:
-    if mapping is None:
-        return np.full(mask.shape, IGNORE_LABEL, np.uint8)
     if mask.ndim == 3:
         return map_colours(mapping, mask, where=where, mend=mend)
     if check_ids is not None:

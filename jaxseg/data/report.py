@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from jaxseg.data.faults import DataFault, attempt, each, sound_part
 from jaxseg.data.source import ChecksSplit, Item, Source, check_names
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError
+
+_WITHOUT_CLASSES = "Without it, what ids and colours the masks hold is not looked at."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,13 @@ def print_report(open_source: Callable[[], Source], splits: Sequence[str]) -> No
         if not sound_part(e):
             raise
         faults, (source,) = each(e), sound_part(e)
-    reports = [find_faults(source, split) for split in splits]
-    for line in (*map(str, faults), *report_lines(reports)):
-        print(line)
-    raise_summary(source, reports, faults)
+    said = {str(fault): fault.kind for fault in faults}
+    if said:
+        print(*said, _WITHOUT_CLASSES, sep="\n", flush=True)
+    for split in splits:
+        # Each as soon as it is done: a split may take an hour.
+        print(*report_lines(find_faults(source, split), said), sep="\n", flush=True)
+    raise_summary(source, said)
 
 
 def find_faults(
@@ -75,29 +79,28 @@ def find_faults(
     return SplitReport(split, len(items), tuple(faults))
 
 
-def report_lines(reports: Sequence[SplitReport]) -> Iterator[str]:
-    """A line a fault, grouped by kind; what two splits share (a list, a folder) is said once."""
-    said: set[str] = set()
-    for report in reports:
-        groups: dict[str, list[str]] = {}
-        for fault in report.faults:
-            if str(fault) not in said:
-                said.add(str(fault))
-                groups.setdefault(fault.kind, []).append(str(fault))
-        count = sum(len(lines) for lines in groups.values())
-        yield f"{report.split}: {_number(report.pairs, 'pair')} read, {_number(count, 'fault')}"
-        for kind, lines in groups.items():
-            yield f"  {kind}: {len(lines)}"
-            yield from (f"    {line}" for line in lines)
+def report_lines(report: SplitReport, said: dict[str, str]) -> Iterator[str]:
+    """A line a fault, grouped by kind, but those of `said` {message: kind}, which gains the others.
+
+    So what two splits share (a list, a folder) is said once.
+    """
+    groups: dict[str, list[str]] = {}
+    for fault in report.faults:
+        if str(fault) not in said:
+            said[str(fault)] = fault.kind
+            groups.setdefault(fault.kind, []).append(str(fault))
+    count = sum(len(lines) for lines in groups.values())
+    yield f"{report.split}: {_number(report.pairs, 'pair')} read, {_number(count, 'fault')}"
+    for kind, lines in groups.items():
+        yield f"  {kind}: {len(lines)}"
+        yield from (f"    {line}" for line in lines)
 
 
-def raise_summary(source: Source, reports: Sequence[SplitReport], others: Sequence[DataFault] = ()) -> None:
-    """Raises a UserError with the counts of each kind, unless there are no faults, in splits or others."""
-    found = chain(others, *(report.faults for report in reports))
-    kinds = {str(fault): fault.kind for fault in found}
-    if kinds:
-        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds.values()).items())
-        raise UserError(f"{source.name} has {_number(len(kinds), 'fault')} ({counts}); mend what is listed")
+def raise_summary(source: Source, said: Mapping[str, str]) -> None:
+    """Raises a UserError that counts the faults {message: kind} by kind, unless there are none."""
+    if said:
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(said.values()).items())
+        raise UserError(f"{source.name} has {_number(len(said), 'fault')} ({counts}); mend what is listed")
 
 
 def _read(source: Source, item: Item) -> tuple[tuple[DataFault, ...], np.ndarray]:

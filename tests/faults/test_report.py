@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxseg.data.camvid import CamVid
 from jaxseg.data.cityscapes import Cityscapes
@@ -215,12 +216,12 @@ def test_what_shows_in_the_whole_split_only(tmp_path):
 def test_what_two_splits_share_is_said_once(tmp_path, capsys):
     source = Cityscapes(write_cityscapes(tmp_path))
     (tmp_path / "gtFine/val/ulm/ulm_000000_000001_gtFine_labelIds.png").unlink()
-    reports = [quiet(source, split) for split in ("val", "test")]
-    lines = list(report_lines(reports))
+    said = {}
+    lines = [line for split in ("val", "test") for line in report_lines(quiet(source, split), said)]
     assert sum("has no mask" in line for line in lines) == 1
     assert lines[-1].startswith("test:") and lines[-1].endswith(" 0 faults")
     with pytest.raises(UserError, match=r"has 1 fault \(1 photo without a mask\)"):
-        raise_summary(source, reports)
+        raise_summary(source, said)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"classes": [{"name": "road", "ids": [0], "colour": []}]}'])
@@ -236,12 +237,69 @@ def test_photos_and_masks_are_checked_behind_a_wrong_class_file(tmp_path, conten
         main([*flags, "--report"])
     said, summary = capsys.readouterr()
     assert "has 8 faults (1 class file, 1 doubled name, 2 photo without a mask, " in summary
-    first, train, *_, val = said.splitlines()
+    first, limit, train, *_, val = said.splitlines()
+    assert limit == "Without it, what ids and colours the masks hold is not looked at."
     assert first.startswith(f"{file} is not there" if content is None else f"{file}")
     assert (train, val) == ("train: 9 pairs read, 7 faults", "val: 2 pairs read, 0 faults")
     with pytest.raises(SystemExit):
         main(flags)
     assert capsys.readouterr().err == f"jaxseg: {first}\n", "who prepares is told of that alone"
+
+
+@pytest.mark.parametrize(
+    ("mode", "fill", "kind"),
+    [
+        ("RGBA", (0, 0, 0, 9), "transparent pixels"),
+        ("LA", (0, 9), "transparent pixels"),
+        ("I;16", 300, "id outside 0 to 255"),
+        ("RGBA", (9, 9, 9, 255), None),
+        ("LA", (9, 255), None),
+        ("I;16", 255, None),
+    ],
+)
+def test_what_no_class_file_can_mend_shows_without_one(tmp_path, mode, fill, kind, capsys):
+    write_folder(tmp_path, [("train", 2)])
+    (tmp_path / "classes.json").unlink()
+    Image.new(mode, (16, 12), fill).save(tmp_path / "masks/train/0.png")
+    status, out, err = run(capsys, f"--data_dir={tmp_path}", "--splits=train")
+    assert (status, len(out)) == (1, 3 if kind is None else 5)
+    assert out[2] == f"train: 2 pairs read, {0 if kind is None else 1} fault{'s' if kind is None else ''}"
+    if kind is not None:
+        assert out[3] == f"  {kind}: 1"
+        assert f"(1 class file, 1 {kind})" in err[0]
+
+
+def test_a_palette_without_a_class_file_may_be_transparent(tmp_path, capsys):
+    """It may hold ids, and no colours that count."""
+    write_folder(tmp_path, [("train", 1)])
+    (tmp_path / "classes.json").unlink()
+    picture = Image.fromarray(mask(0, (0, 1, 2)))
+    picture.putpalette([9] * 768)
+    picture.save(tmp_path / "masks/train/0.png", transparency=0)
+    assert run(capsys, f"--data_dir={tmp_path}", "--splits=train")[1][2] == "train: 1 pair read, 0 faults"
+
+
+def test_each_part_is_said_when_it_is_known(tmp_path, capsys, monkeypatch):
+    write_folder(tmp_path)
+    (tmp_path / "classes.json").unlink()
+    seen = []
+
+    def find(source, split):
+        seen.append(capsys.readouterr().out)
+        return find_faults(source, split, show_progress=False, workers=1)
+
+    monkeypatch.setattr("jaxseg.data.report.find_faults", find)
+    run(capsys, f"--data_dir={tmp_path}")
+    before_train, before_val = seen
+    assert "classes.json is not there" in before_train
+    assert before_val == "train: 3 pairs read, 0 faults\n"
+
+
+def test_how_photos_are_split_is_said_behind_a_wrong_class_file(tmp_path, capsys):
+    write_folder(tmp_path, [("drive", 30)])
+    (tmp_path / "classes.json").unlink()
+    _, _, err = run(capsys, f"--data_dir={tmp_path}", "--splits=train")
+    assert "photos are cut 80/10/10 by a hash of their names" in err[0]
 
 
 @dataclasses.dataclass(frozen=True)
