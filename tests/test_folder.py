@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.data import open_source
-from jaxseg.data.faults import DataFault
+from jaxseg.data.faults import DataFault, each
 from jaxseg.data.folder import _hash_split, _listed, open_folder
 from jaxseg.errors import UserError
 from tests.dataset_fakes import CLASSES, mask, photo, save, write_folder
@@ -276,6 +276,47 @@ def test_class_file_errors(tmp_path, content, expected):
         open_folder(tmp_path)
     assert expected in message(error)
     assert "classes.json" in message(error)
+
+
+def test_all_faults_of_a_class_file_are_told_in_one_pass(tmp_path):
+    file = write_folder(tmp_path) / "classes.json"
+    classes = [
+        {"nmae": "x", "name": "road", "ids": [0, 300]},
+        {"ids": [1, 0], "palette": "red"},
+        {"name": "road"},
+        {"name": "sky", "ids": 3, "colours": ["blue", "#000000"]},
+        7,
+    ]
+    text = json.dumps({"classes": classes, "void": {"colours": ["#000000"], "ids": [0]}})
+    file.write_text(text.replace('"ids": [1, 0]', '"ids": [9], "ids": [1, 0]'))
+    with pytest.raises(UserError) as error:
+        open_folder(tmp_path)
+    assert (
+        "'ids' stands twice in one object; remove one (11 more faults: `jaxseg prepare --report`"
+        in message(error)
+    )
+    assert [str(f).removeprefix(f"{file}: ").split(";")[0] for f in each(error.value)] == [
+        "the key 'ids' stands twice in one object",
+        "classes[0] has the key 'nmae'",
+        "classes[0].ids has 300",
+        "id 0 stands there twice",
+        'classes[1] has no "name"',
+        "classes[1].palette has 'red'",
+        'classes[2] ("road") has neither "ids" nor "colours"',
+        "classes[3].ids is 3",
+        "classes[3].colours has 'blue'",
+        "classes[4] has to be an object in braces",
+        'the class name "road" stands there twice',
+        "colour #000000 stands there twice",
+    ]
+    assert {f.kind for f in each(error.value)} == {"class file"}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"classes": [], "void": {"ids": [300]}}', '{"void": 1}', "null"])
+def test_a_class_file_without_classes(tmp_path, text):
+    (write_folder(tmp_path) / "classes.json").write_text(text)
+    with pytest.raises(UserError, match=r"an object in braces|a list of 1 to 255 classes"):
+        open_folder(tmp_path)
 
 
 def test_the_class_file_is_asked_for(tmp_path):

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg.data.class_file import read_class_file
-from jaxseg.data.faults import DataFault, DataFaults, raise_any
+from jaxseg.data.faults import DataFault, DataFaults, each, raise_any
 from jaxseg.data.images import MASK_SUFFIXES, PHOTO_SUFFIXES, read_pair
 from jaxseg.data.labels import LabelMapping
 from jaxseg.data.listing import files_below, is_below, list_text, resolver
@@ -67,7 +67,7 @@ def open_folder(data_dir: str | Path | None, classes: str | Path | None = None) 
     try:
         table, mapping = read_class_file(file)
     except UserError as e:
-        raise DataFaults([DataFault(str(e), "class file")], [folder]) from None
+        raise DataFaults(each(e), [folder]) from None
     return dataclasses.replace(folder, classes=table, mapping=mapping)
 
 

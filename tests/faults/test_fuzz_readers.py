@@ -240,7 +240,7 @@ def test_class_files(tmp_path, monkeypatch, capfd):
         assert {*mapping.table, *(entry for _, entry in mapping.colours)} <= known
         assert mapping.hash
 
-    with tallied("classes.json", monkeypatch, capfd, class_file, "_Reader") as tally:
+    with tallied("classes.json", monkeypatch, capfd, class_file._Reader, "_add_class") as tally:
         for case in range(CASES):
             rng = random.Random(f"classes {case}")
             file.write_bytes(mutate.mutate_json(rng.choice(seeds), rng))
