@@ -260,7 +260,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     if args.report:
         from jaxseg.data.report import print_report
 
-        print_report(experiment.open_source, args.splits.split(","))
+        print_report(experiment.open_source, args.splits.split(","), policy=experiment.dataset.void)
         return 0
     data = experiment.open_data(args.splits.split(","), describe=True)
     for split, records in data.records.items():

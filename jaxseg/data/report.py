@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxseg.data.examples import read_checked
 from jaxseg.data.faults import DataFault, attempt, each, sound_part
+from jaxseg.data.labels import void_class
 from jaxseg.data.source import ChecksSplit, Item, Source, check_names
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError
@@ -29,14 +30,18 @@ class SplitReport:
     """In the order in which they were found: those of the listing, of the pairs, of the whole."""
 
 
-def print_report(open_source: Callable[[], Source], splits: Sequence[str]) -> None:
+def print_report(open_source: Callable[[], Source], splits: Sequence[str], *, policy: str = "ignore") -> None:
     """All faults of these splits, on standard output; raises UserError that counts them, if there are any.
 
     Those of opening the source come first; photos and masks are then checked as far as they can be without.
+    policy: of void pixels, as for `void_class`; raises UsageError, before a photo is read, where it needs a
+    class that is not there.
     """
     faults: tuple[DataFault, ...] = ()
+    void = None
     try:
         source = open_source()
+        void = void_class(policy, source.classes)
     except UserError as e:
         if not sound_part(e):
             raise
@@ -46,14 +51,22 @@ def print_report(open_source: Callable[[], Source], splits: Sequence[str]) -> No
         print(*said, _WITHOUT_CLASSES, sep="\n", flush=True)
     for split in splits:
         # Each as soon as it is done: a split may take an hour.
-        print(*report_lines(find_faults(source, split), said), sep="\n", flush=True)
+        print(*report_lines(find_faults(source, split, void=void), said), sep="\n", flush=True)
     raise_summary(source, said)
 
 
 def find_faults(
-    source: Source, split: str, *, workers: int | None = None, show_progress: bool = True
+    source: Source,
+    split: str,
+    *,
+    void: int | None = None,
+    workers: int | None = None,
+    show_progress: bool = True,
 ) -> SplitReport:
-    """Lists the split and reads every pair of it, as `prepare_split` would, past each fault."""
+    """Lists the split and reads every pair of it, as `prepare_split` would, past each fault.
+
+    void: the class that void pixels are trained as, if any.
+    """
     faults: list[DataFault] = []
     items: Sequence[Item] = ()
     try:
@@ -74,8 +87,18 @@ def find_faults(
     except UserError as e:
         # A worker died; what was found until then is worth the listing.
         faults += each(e)
+    classes = pixels[: len(source.classes.names)]
     if isinstance(source, ChecksSplit) and pixels.any():
-        attempt(faults, source.check_split, split, tuple(pixels[: len(source.classes.names)].tolist()))
+        attempt(faults, source.check_split, split, tuple(classes.tolist()))
+    # Without classes, their file being wrong, all is void. Training would refuse the split.
+    if len(classes) and void is None and pixels.any() and not classes.any():
+        faults.append(
+            DataFault(
+                f"no pixel of {source.name}'s {split} split has a class, all of it is void; is the mapping "
+                "of the masks right?",
+                "no labels",
+            )
+        )
     return SplitReport(split, len(items), tuple(faults))
 
 

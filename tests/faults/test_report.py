@@ -284,15 +284,47 @@ def test_each_part_is_said_when_it_is_known(tmp_path, capsys, monkeypatch):
     (tmp_path / "classes.json").unlink()
     seen = []
 
-    def find(source, split):
+    def find(source, split, **options):
         seen.append(capsys.readouterr().out)
-        return find_faults(source, split, show_progress=False, workers=1)
+        return find_faults(source, split, **options, show_progress=False, workers=1)
 
     monkeypatch.setattr("jaxseg.data.report.find_faults", find)
     run(capsys, f"--data_dir={tmp_path}")
     before_train, before_val = seen
     assert "classes.json is not there" in before_train
     assert before_val == "train: 3 pairs read, 0 faults\n"
+
+
+@pytest.mark.parametrize("policy", ["ignore", "background"])
+def test_a_split_without_labels_is_a_fault_as_it_is_to_training(tmp_path, policy, capsys):
+    """But where void is trained as a class."""
+    write_folder(tmp_path)
+    for name in "01":
+        save(tmp_path / f"masks/val/{name}.png", np.full((12, 16), 255, np.uint8))
+    status, out, err = run(capsys, f"--data_dir={tmp_path}", f"--config.dataset.void={policy}")
+    if policy == "background":
+        assert (status, out[1], err) == (0, "val: 2 pairs read, 0 faults", [])
+        return
+    assert (status, out[:3]) == (
+        1,
+        ["train: 3 pairs read, 0 faults", "val: 2 pairs read, 1 fault", "  no labels: 1"],
+    )
+    assert "no pixel of folder's val split has a class" in out[3]
+    assert "(1 no labels)" in err[0]
+
+
+def test_pairs_that_are_all_broken_are_not_said_to_have_no_labels(tmp_path):
+    write_folder(tmp_path, [("train", 1)])
+    (tmp_path / "masks/train/0.png").write_bytes(b"")
+    assert kinds(quiet(open_folder(tmp_path), "train")) == ["empty file"]
+
+
+def test_void_as_a_class_that_is_not_there_is_told_first(tmp_path, capsys):
+    write_folder(tmp_path, classes={"classes": [{"name": "road", "ids": [0, 1, 2, 3]}]})
+    flags = [f"--data_dir={tmp_path}", "--config.dataset.void=background"]
+    status, out, err = run(capsys, *flags)
+    assert (status, out) == (2, [])
+    assert "dataset.void='background' needs a class of that name, the data has road" in err[-1]
 
 
 def test_how_photos_are_split_is_said_behind_a_wrong_class_file(tmp_path, capsys):
