@@ -16,7 +16,7 @@ from jaxseg.data.source import ChecksSplit, Item, Source, check_names
 from jaxseg.data.workers import in_order
 from jaxseg.errors import UserError
 
-_WITHOUT_CLASSES = "Without it, what ids and colours the masks hold is not looked at."
+_WITHOUT_CLASSES = "Without a sound class file, what ids and colours the masks hold is not looked at."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -238,7 +238,7 @@ def test_photos_and_masks_are_checked_behind_a_wrong_class_file(tmp_path, conten
     said, summary = capsys.readouterr()
     assert "has 8 faults (1 class file, 1 doubled name, 2 photo without a mask, " in summary
     first, limit, train, *_, val = said.splitlines()
-    assert limit == "Without it, what ids and colours the masks hold is not looked at."
+    assert limit == "Without a sound class file, what ids and colours the masks hold is not looked at."
     assert first.startswith(f"{file} is not there" if content is None else f"{file}")
     assert (train, val) == ("train: 9 pairs read, 7 faults", "val: 2 pairs read, 0 faults")
     with pytest.raises(SystemExit):
