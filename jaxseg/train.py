@@ -225,6 +225,8 @@ def _go_on(
             loop = Loop(run, data, workdir, saved, log, stop, start.state, start.step, start.skipped, trace)
             if loop.ended():
                 print(f"{workdir} is trained to the end (step {start.step}).")
+                with trace:  # which says that there is nothing to record
+                    pass
             else:
                 _print_summary(run, data, start.state, workdir, plan)
                 devices = experiment.parallel.describe()

@@ -155,9 +155,36 @@ def test_a_profile_holds_the_steps(command, tmp_path, capsys):
     assert len(calls) >= 2, sorted({e["name"] for e in events if "name" in e})
 
 
-def test_a_profile_that_the_run_ends_before_is_written_too(command, tmp_path):
+def test_a_profile_that_the_run_ends_before_is_written_too(command, tmp_path, capsys):
     trained(command, "sharded", "--profile=50")
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    assert "Profile of 10 steps of the 50 asked for, behind which the run ended: " in capsys.readouterr().err
+    trained(command, "sharded", "--profile=50")
+    assert "Warning: no profile: of the 0 steps that were left to take " in capsys.readouterr().err
+
+
+def test_a_profile_that_cannot_be_begun_or_written_costs_no_step(command, monkeypatch, capsys):
+    def refused(*_, **more):
+        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: profile is not a directory")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", refused)
+    trained(command, "sharded", "--profile=2", "--config.train.steps=4")
+    said = capsys.readouterr().err
+    assert "Warning: no profile: FAILED_PRECONDITION: profile is not a directory; the run goes on" in said
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **more: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", refused)
+    trained(command, "sharded", "--profile=2")
+    assert capsys.readouterr().err.count("Warning: no profile: FAILED_PRECONDITION") == 1
+
+
+def test_a_file_where_the_profile_should_be_is_named_before_training(command, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").touch()
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--profile=2"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and f"jaxseg: {tmp_path / 'run' / 'profile'}: File exists; " in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_negative_profile_is_wrong_usage(command, capsys):
