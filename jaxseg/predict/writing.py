@@ -22,7 +22,8 @@ from jaxseg.types import ClassTable
 
 def write_label(path: Path, label_hw: np.ndarray, classes: ClassTable) -> None:
     """A PNG whose values are class ids, and whose palette has the classes' colours."""
-    # Of runs of one class this makes smaller files than zlib's search for repetitions, in half the time.
+    # Where regions are whole the files are a tenth smaller than by zlib's search for repetitions, in half the
+    # time. (Of noise they may be a fifth larger.)
     _save(path, paletted(label_hw, classes), "PNG", compress_type=zlib.Z_RLE)
 
 
