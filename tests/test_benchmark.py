@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from jaxseg.benchmark import (
     rounds,
     sides,
     startup,
+    steps,
 )
 from jaxseg.benchmark.compiling import measure_compile
 from jaxseg.benchmark.growth_plot import draw_growth
@@ -84,6 +86,24 @@ def test_sides_take_turns_and_every_other_round_the_other_way(monkeypatch):
     assert called == ["a", "b", *"aab", *"baa"]
     assert times["a"].seconds == (1.0, 1.0) and times["b"].median == 3.0
     assert rounds.ratio(times["b"], times["a"]) == (3.0, 3.0, 3.0)
+
+
+def test_the_ratio_of_medians_stands_beside_the_median_of_ratios(monkeypatch):
+    """Here above and below 1: other work ran beside ours in some rounds, and beside theirs in others."""
+    times = {"jaxseg": rounds.Times((1.0, 10.0, 9.0)), "torch": rounds.Times((8.0, 11.0, 2.0))}
+    monkeypatch.setattr(steps, "in_turns", lambda *_, **more: times)
+    asked = SimpleNamespace(rounds=3, seconds=0.0)
+    result = steps.timed("train step", dict.fromkeys(times), 8, asked)
+    assert result.figures["ratio"] == 1.1 and result.figures["ratio_of_medians"] == pytest.approx(8 / 9)
+    assert result.lines[0].endswith("torch / ours 1.10 (0.22 to 8.00), of medians 0.89")
+
+
+def test_growth_of_a_model_too_deep_for_its_smallest_images_is_refused_at_once(capsys):
+    deep = ("--config.model.depth=8", "--config.dataset.image_size=(256,256)")
+    status, printed = benchmark(capsys, "--what=forward,growth", *deep)
+    assert status == 2
+    assert "which model.depth=8 is too deep for; use --config.model.depth=7 or less" in printed
+    assert "forward" not in printed, "nothing was measured before"
 
 
 def test_a_round_lasts_until_what_goes_on_behind_its_last_call_is_done(monkeypatch):

@@ -24,7 +24,7 @@ from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import OPERATIONS, random_bytes
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
-from jaxseg.errors import OUT_OF_MEMORY, shortened
+from jaxseg.errors import OUT_OF_MEMORY, UsageError, shortened
 from jaxseg.experiment import Experiment, Run
 from jaxseg.preflight import StepCost, device_room, step_cost
 
@@ -158,6 +158,16 @@ def _cost(experiment: Experiment, point: Point, options: Options) -> Cost:
         if not re.search(OUT_OF_MEMORY, str(e)):
             raise
         return Cost(None, memory, told.flops, "out of memory")
+
+
+def check_growth(experiment: Experiment) -> None:
+    """Raises UsageError where the smallest images are too small for the model."""
+    depth, most = experiment.config.model.depth, int(math.log2(min(SIZES)))
+    if depth > most:
+        raise UsageError(
+            f"--what=growth begins at {SIZES[0]}x{SIZES[0]}, which model.depth={depth} is too deep for; use "
+            f"--config.model.depth={most} or less"
+        )
 
 
 def variant(experiment: Experiment, point: Point) -> Experiment:

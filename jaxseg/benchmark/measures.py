@@ -17,7 +17,7 @@ from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import measure_augment
 from jaxseg.benchmark.compiling import check_compile, measure_compile
 from jaxseg.benchmark.epochs import measure_epochs
-from jaxseg.benchmark.growth import measure_growth
+from jaxseg.benchmark.growth import check_growth, measure_growth
 from jaxseg.benchmark.growth_plot import draw_growth
 from jaxseg.benchmark.loading import measure_input
 from jaxseg.benchmark.memory import measure_memory
@@ -56,6 +56,8 @@ def benchmark(experiment: Experiment, options: Options, output: Path | None) -> 
         sides.check_twin(experiment)
     if "compile" in options.what:
         check_compile(experiment)
+    if "growth" in options.what:
+        check_growth(experiment)
     run = sides.build_run(experiment)
     results: dict[str, Any] = {"machine": machine(experiment), "model": describe(experiment)}
     if options.against_torch:
