@@ -81,12 +81,9 @@ def fractions(
     }
 
 
-def describe(shares: dict[str, float | None]) -> str:
-    """For people: "41.0 % of the bfloat16 peak, n/a of the float32 peak, ..."."""
-    names = {
-        "of_bfloat16_peak": "of the bfloat16 peak",
-        "of_float32_peak": "of the float32 peak",
-        "of_bandwidth": "of the memory bandwidth",
-    }
-    texts = ("n/a" if shares[key] is None else f"{shares[key]:.1%}" for key in names)
-    return ", ".join(f"{text} {name}" for text, name in zip(texts, names.values(), strict=True))
+def describe(shares: dict[str, float | None], dtype: str) -> str:
+    """For people, of a step that computes in `dtype`: "41.0 % of the bfloat16 peak, ..."."""
+    texts = {key: "n/a" if share is None else f"{share:.1%}" for key, share in shares.items()}
+    # XLA may leave out what calls into libraries read and write.
+    bandwidth = f"at least {texts['of_bandwidth']} of the memory bandwidth"
+    return f"{texts[f'of_{dtype}_peak']} of the {dtype} peak, {bandwidth}"

@@ -112,6 +112,10 @@ def _with_cost(run: Run, result: Result, cost: sides.Cost) -> Result:
     figures = {**result.figures, "flops": cost.flops, "bytes_accessed": cost.accessed, **shares}
     lines = list(result.lines)
     if devices[0].platform != "cpu":
-        text = describe(shares) if peak else f"the peaks of {kind} are not known: n/a"
+        text = (
+            describe(shares, run.experiment.config.model.dtype)
+            if peak
+            else f"the peaks of {kind} are not known: n/a"
+        )
         lines.append(f"  {text}")
     return Result(figures, lines)
