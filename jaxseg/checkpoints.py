@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ import numpy as np
 from jaxseg import distributed
 from jaxseg.broken import set_aside
 from jaxseg.checksums import array_digests, check_arrays, check_sizes, digest
-from jaxseg.errors import OUT_OF_MEMORY, UserError, passing, shortened, system_says
+from jaxseg.errors import UserError, is_out_of_memory, passing, shortened, system_says
 from jaxseg.files import sealed, unsealed
 from jaxseg.manager import LatestAndBest, opened_manager
 from jaxseg.meta import Meta
@@ -442,7 +441,7 @@ def _of_the_device(error: BaseException | None) -> tuple[str, str] | None:
         return None
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return _of_the_device(error.__cause__ or error.__context__)
-    if re.search(OUT_OF_MEMORY, str(error)):
+    if is_out_of_memory(error):
         return shortened(error), "free memory of the device, which another process may hold"
     return shortened(error), "see that the device works, and that no other process of the run has ended"
 

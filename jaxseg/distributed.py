@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.errors import LOST_PEER, OUT_OF_MEMORY, UsageError, UserError, shortened
+from jaxseg.errors import LOST_PEER, UsageError, UserError, is_out_of_memory, shortened
 
 _WEEK_S = 7 * 24 * 3600
 
@@ -202,7 +202,7 @@ def exchange_errors() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
-        if re.search(OUT_OF_MEMORY, str(e)):
+        if is_out_of_memory(e):
             raise
         if not re.search(LOST_PEER, str(e)):
             raise UserError(

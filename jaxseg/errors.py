@@ -38,9 +38,6 @@ _OF_THE_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """What the system says where a file itself is missing or another kind of thing."""
 
 
-OUT_OF_MEMORY = "(?i)out of memory|RESOURCE_EXHAUSTED"
-"""What XLA's errors say where a device's memory does not suffice."""
-
 LOST_PEER = "(?i)coordination|distributed|heartbeat|barrier|gloo|nccl|connection|collective|rendezvous|clique"
 """What jaxlib says where another process of a run has ended, or can't be reached."""
 
@@ -90,6 +87,17 @@ def storage_errors(where: Path) -> Iterator[None]:
             f"{e.filename2 or e.filename or where}: {e.strerror}; {_mend(e.errno)}, and run the same "
             "command again: all that was saved is kept"
         ) from e
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory is at its end, or a device's.
+
+    Of the latter XLA raises a RuntimeError of its own, in words that differ from device to device.
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("(?i)out of memory|RESOURCE_EXHAUSTED", str(error)) is not None
+    )
 
 
 def _mend(code: int) -> str:

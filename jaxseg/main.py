@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import re
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 
 from jaxseg import supervise
 from jaxseg.arguments import parsed, path_argument, recipe_file, with_overrides
-from jaxseg.errors import OUT_OF_MEMORY, Preempted, UsageError, UserError, say, shortened
+from jaxseg.errors import Preempted, UsageError, UserError, is_out_of_memory, say, shortened
 from jaxseg.printing import NobodyReads, told_streams
 from jaxseg.process import drop_late_reads, open_streams, use_large_pages
 from jaxseg.stop import ALL_SIGNALS, PASSED_ON, StopSignal, heard, held
@@ -78,8 +77,7 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as e:
-        # XLA raises a RuntimeError of its own, in words that differ from device to device.
-        if not isinstance(e, MemoryError) and not re.search(OUT_OF_MEMORY, str(e)):
+        if not is_out_of_memory(e):
             raise
         raise UserError(
             f"out of memory ({shortened(e)}); use train.accumulate, parallel.mesh.rows or "

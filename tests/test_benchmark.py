@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -56,14 +57,14 @@ def benchmark(capsys, *flags):
     return end.value.code, printed.out + printed.err
 
 
-def tiny_run(width=4):
-    """The run of TINY, of another width."""
+def tiny_run(width=4, mode="jit"):
+    """The run of TINY, of another width and mode."""
     config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
     with config.unlocked():
         config.dataset.image_size = (16, 16)
         config.model.width, config.model.depth = width, 1
         config.train.batch_size = 2
-        config.parallel.mode = "jit"
+        config.parallel.mode = mode
     return sides.build_run(Experiment(config))
 
 
@@ -95,7 +96,8 @@ def test_the_ratio_of_medians_stands_beside_the_median_of_ratios(monkeypatch):
     asked = SimpleNamespace(rounds=3, seconds=0.0)
     result = steps.timed("train step", dict.fromkeys(times), 8, asked)
     assert result.figures["ratio"] == 1.1 and result.figures["ratio_of_medians"] == pytest.approx(8 / 9)
-    assert result.lines[0].endswith("torch / ours 1.10 (0.22 to 8.00), of medians 0.89")
+    assert result.lines[0].endswith("torch / ours 1.10 (0.22 to 8.00)")
+    assert result.lines[1].endswith("of the medians 0.89")
 
 
 def test_growth_of_a_model_too_deep_for_its_smallest_images_is_refused_at_once(capsys):
@@ -368,8 +370,9 @@ def test_a_pair_of_processes_shares_an_empty_cache(run, monkeypatch):
     assert result.lines[1].startswith("compile, from cache ")
 
 
-def test_the_train_step_is_compiled_and_timed(run):
-    found = child.measure_compile(run.experiment)
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_the_train_step_is_compiled_and_timed(mode):
+    found = child.measure_compile(tiny_run(mode=mode).experiment)
     assert found["compile_s"] > 0 and found["trace_s"] > 0
 
 
@@ -452,7 +455,47 @@ def test_more_than_linear_growth_is_flagged():
     table = growth._figures(growth.Series("image size", "pixels", points), costs)
     assert table["exponents"] == {"time": pytest.approx(1.5), "memory": pytest.approx(1.0)}
     assert table["worse_than_linear"] == ["time"]
-    assert "<- time: worse than linear" in growth._lines(table)[1]
+    assert growth._lines(table)[1:3] == [
+        "image size: time ~ pixels^1.50, memory ~ pixels^1.00",
+        "  the last two: time ^1.50, memory ^1.00  <- time: worse than linear",
+    ]
     allowed = growth._figures(growth.Series("width", "pixels", points, linear=False), costs)
     assert allowed["worse_than_linear"] == []
     assert growth.exponent([1.0, 2.0], [3.0, None]) is None
+
+
+def test_what_grows_faster_at_its_end_alone_is_flagged():
+    base = growth.Point(128, 2, 16)
+    points = [growth.dataclasses.replace(base, size=size) for size in (128, 256, 512, 1024)]
+    costs = {
+        p: growth.Cost(seconds=s, memory=m)
+        for p, s, m in zip(points, (1, 1, 1, 6), (1, 4, 16, 64), strict=True)
+    }
+    table = growth._figures(growth.Series("image size", "pixels", points), costs)
+    assert table["exponents"]["time"] < 1 < table["last_exponents"]["time"] == pytest.approx(math.log(6, 4))
+    assert table["worse_than_linear"] == ["time"]
+    assert "time ^1.29, memory ^1.00  <- time: worse" in growth._lines(table)[2]
+    assert growth.last_exponent([1.0, 2.0], [None, None]) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("sides.on_device", RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate 4 bytes")),
+        ("_train_step", MemoryError("Unable to allocate 3 GiB")),
+        ("_seconds", RuntimeError("Out of memory while trying to allocate")),
+    ],
+)
+def test_a_point_that_runs_out_of_memory_is_left_out(run, monkeypatch, where, error):
+    """On a device as well as on the host: while the state is made or placed, compiled, or run."""
+
+    def ends(*_):
+        raise error
+
+    monkeypatch.setattr(f"jaxseg.benchmark.growth.{where}", ends)
+    cost = growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))
+    assert cost.seconds is None and cost.left_out == f"out of memory ({error})"
+    assert (cost.memory is None) == (where != "_seconds")
+    monkeypatch.setattr(f"jaxseg.benchmark.growth.{where}", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))

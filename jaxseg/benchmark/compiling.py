@@ -10,14 +10,7 @@ from typing import Any
 from jaxseg.benchmark import children
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, row
-from jaxseg.errors import UsageError
-from jaxseg.experiment import Experiment, Run, write_config
-
-
-def check_compile(experiment: Experiment) -> None:
-    """Raises UsageError where it can't be measured."""
-    if experiment.parallel.mode == "pmap":
-        raise UsageError("--what=compile can't see parallel.mode=pmap compile; use jit or sharded")
+from jaxseg.experiment import Run, write_config
 
 
 def measure_compile(run: Run, options: Options) -> Result:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,14 @@ from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import OPERATIONS, random_bytes
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
-from jaxseg.errors import OUT_OF_MEMORY, UsageError, shortened
+from jaxseg.errors import UsageError, is_out_of_memory, shortened
 from jaxseg.experiment import Experiment, Run
 from jaxseg.preflight import StepCost, device_room, step_cost
 
 SIZES, CLASSES, FACTORS = (128, 256, 512, 1024), (7, 19, 50, 150), (0.5, 1, 2, 4)
 
 LINEAR = 1.1
-"""An exponent above it is worse than linear, and not the noise of a fit."""
+"""An exponent above it is worse than linear, and not the noise of a few calls."""
 
 _OCCLUSION = ("occlusion boxes", "occlusion regions")
 
@@ -140,24 +139,22 @@ def _measured(experiment: Experiment, points: Sequence[Point], options: Options)
 
 def _cost(experiment: Experiment, point: Point, options: Options) -> Cost:
     run = sides.build_run(variant(experiment, point), point.classes)
+    memory = flops = None
     try:
         told, work = (_occlusion if point.work in _OCCLUSION else _train_step)(run, point)
-    except MemoryError as e:
-        return Cost(left_out=shortened(e))
-    memory = None
-    if told.temp_bytes is not None:
-        memory = told.temp_bytes + (told.argument_bytes or 0) + (told.output_bytes or 0)
-    room = device_room(run.experiment.parallel.own_devices[:1])
-    if memory is not None and room is not None and memory > room.free:
-        why = f"needs {mebibytes(memory)}, {mebibytes(room.free)} are free"
-        return Cost(None, memory, told.flops, why)
-    try:
-        return Cost(_seconds(work, options), memory, told.flops)
-    except RuntimeError as e:
-        # On a GPU libraries take memory that XLA's analysis does not count.
-        if not re.search(OUT_OF_MEMORY, str(e)):
+        flops = told.flops
+        if told.temp_bytes is not None:
+            memory = told.temp_bytes + (told.argument_bytes or 0) + (told.output_bytes or 0)
+        room = device_room(run.experiment.parallel.own_devices[:1])
+        if memory is not None and room is not None and memory > room.free:
+            why = f"needs {mebibytes(memory)}, {mebibytes(room.free)} are free"
+            return Cost(None, memory, flops, why)
+        return Cost(_seconds(work, options), memory, flops)
+    except (MemoryError, RuntimeError) as e:
+        # State and batch may not fit, nor what libraries take on a GPU, which XLA's analysis does not count.
+        if not is_out_of_memory(e):
             raise
-        return Cost(None, memory, told.flops, "out of memory")
+        return Cost(None, memory, flops, f"out of memory ({shortened(e)})")
 
 
 def check_growth(experiment: Experiment) -> None:
@@ -216,15 +213,27 @@ def exponent(xs: Sequence[float], ys: Sequence[float | None]) -> float | None:
     return statistics.linear_regression(*zip(*known, strict=True)).slope
 
 
+def last_exponent(xs: Sequence[float], ys: Sequence[float | None]) -> float | None:
+    """`exponent` of the last two of which y is known: what a fit over all may hide."""
+    known = [(x, y) for x, y in zip(xs, ys, strict=True) if y]
+    return exponent(*zip(*known[-2:], strict=True)) if known else None
+
+
 def _figures(series: Series, costs: Mapping[Point, Cost]) -> dict[str, Any]:
-    """Of a series, with the exponents that were fitted to it."""
+    """Of a series, with the exponents that were fitted to it, and those from its last point but one on."""
     found = [costs[point] for point in series.points]
     xs = [float(getattr(point, series.axis)) for point in series.points]
-    exponents = {
-        "time": exponent(xs, [cost.seconds for cost in found]),
-        "memory": exponent(xs, [cost.memory for cost in found]),
+    ys: dict[str, Sequence[float | None]] = {
+        "time": [cost.seconds for cost in found],
+        "memory": [cost.memory for cost in found],
     }
-    worse = [name for name, e in exponents.items() if series.linear and e is not None and e > LINEAR]
+    exponents = {name: exponent(xs, values) for name, values in ys.items()}
+    last = {name: last_exponent(xs, values) for name, values in ys.items()}
+    worse = [
+        name
+        for name in ys
+        if series.linear and any(e is not None and e > LINEAR for e in (exponents[name], last[name]))
+    ]
     points = [
         {
             **dataclasses.asdict(point),
@@ -238,16 +247,22 @@ def _figures(series: Series, costs: Mapping[Point, Cost]) -> dict[str, Any]:
         "axis": series.axis,
         "points": points,
         "exponents": exponents,
+        "last_exponents": last,
         "worse_than_linear": worse,
     }
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
-    """Of a series: a head with its exponents, and a line a point."""
+    """Of a series: a head with its exponents, those of its end, and a line a point."""
+
+    def known(exponents: Mapping[str, float | None], of: str) -> str:
+        return ", ".join(f"{name} {of}^{e:.2f}" for name, e in exponents.items() if e is not None)
+
     axis = table["axis"]
-    fits = [f"{name} ~ {axis}^{e:.2f}" for name, e in table["exponents"].items() if e is not None]
-    flag = f"  <- {' and '.join(table['worse_than_linear'])}: worse than linear"
-    lines = ["", f"{table['title']}: {', '.join(fits)}{flag if table['worse_than_linear'] else ''}"]
+    lines = ["", f"{table['title']}: {known(table['exponents'], f'~ {axis}')}"]
+    if ends := known(table["last_exponents"], ""):
+        flag = f"  <- {' and '.join(table['worse_than_linear'])}: worse than linear"
+        lines.append(f"  the last two: {ends}{flag if table['worse_than_linear'] else ''}")
     for point in table["points"]:
         value = f"{point['size']}x{point['size']}" if axis == "pixels" else str(point[axis])
         memory = "n/a" if point["memory"] is None else mebibytes(point["memory"])

@@ -87,15 +87,16 @@ def timed(title: str, works: Mapping[str, sides.Work], images: int, options: Opt
         name: {**side.to_json(), "images_per_s": images / side.median} for name, side in times.items()
     }
     others = [name for name in times if name != "jaxseg"]
-    note = ""
+    notes = dict.fromkeys(times, "")
     if others:
         middle, least, most = ratio(times[others[0]], times["jaxseg"])
         # Beside it, since where something else ran in some rounds the two may not agree.
         of_medians = times[others[0]].median / times["jaxseg"].median
         figures |= {"ratio": middle, "ratio_min": least, "ratio_max": most, "ratio_of_medians": of_medians}
-        note = f"{others[0]} / ours {middle:.2f} ({least:.2f} to {most:.2f}), of medians {of_medians:.2f}"
-    lines = [_line(title, times["jaxseg"], images, note)]
-    return Result(figures, lines + [_line(f"  {name}", times[name], images, "") for name in others])
+        notes["jaxseg"] = f"{others[0]} / ours {middle:.2f} ({least:.2f} to {most:.2f})"
+        notes[others[0]] = f"of the medians {of_medians:.2f}"
+    lines = [_line(title, times["jaxseg"], images, notes["jaxseg"])]
+    return Result(figures, lines + [_line(f"  {name}", times[name], images, notes[name]) for name in others])
 
 
 def _line(name: str, side: Times, images: int, note: str) -> str:
