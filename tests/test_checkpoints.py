@@ -364,6 +364,7 @@ def test_a_meta_is_read_as_it_was_written(state, tmp_path):
         ({"train_pixels": {"a": 3}}, "its train_pixels can't be one"),
         ({"data": None}, "its data can't be one"),
         ({"classes_hash": 3}, "its classes_hash can't be one"),
+        ({"mapping_hash": []}, "its mapping_hash can't be one"),
         ({"more": 3}, "it has more amiss"),
     ],
 )

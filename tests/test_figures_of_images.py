@@ -174,6 +174,12 @@ def test_calibration_at_the_edges_of_bins():
     assert np.isnan(expected_calibration_error(calibration_sums(label + np.uint8(VOID), label, edges)))
 
 
+@pytest.mark.filterwarnings("error")
+def test_calibration_of_a_model_gone_wrong_is_no_number():
+    label, gone = np.zeros((1, 2), np.uint8), np.float32([[0.5, np.nan]])
+    assert np.isnan(expected_calibration_error(calibration_sums(label, label, gone)))
+
+
 # Objects by size.
 
 

@@ -25,7 +25,8 @@ def calibration_sums(
     valid_hw = label_hw != IGNORE_LABEL
     confidence_n = confidence_hw[valid_hw]
     right_n = (label_hw == prediction_hw)[valid_hw]
-    bin_n = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
+    with np.errstate(invalid="ignore"):  # of a model gone wrong: NaN counts in some bin, its sum stays NaN
+        bin_n = np.clip(np.ceil(confidence_n * np.float32(BINS)).astype(np.int64) - 1, 0, BINS - 1)
     return np.stack(
         [
             np.bincount(bin_n, minlength=BINS).astype(np.float64),
