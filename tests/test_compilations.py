@@ -1,9 +1,11 @@
 """What XLA compiled is kept for the next start: in our cache, within its size, and never at a run's cost."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -102,16 +104,88 @@ def asked(environment, tmp_path):
         config.update(name, value)
 
 
+def again(asked):
+    """The folder that a next start uses."""
+    compilations.jax.config.update("jax_compilation_cache_dir", None)
+    return asked()
+
+
 def test_a_folder_of_others_is_not_used(asked, tmp_path):
     """What lies in it would be run."""
     folder = asked()
-    compilations.jax.config.update("jax_compilation_cache_dir", None)
     folder.chmod(0o770)
-    assert asked() is None
+    assert again(asked) is None
     folder.chmod(0o700)
     folder.parent.rename(tmp_path / "elsewhere")
     folder.parent.symlink_to(tmp_path / "elsewhere")
     assert asked() is None
+
+
+def made(folder, days):
+    """A folder with an entry, last used so many days ago."""
+    folder.mkdir()
+    (folder / "jit_step-cache").write_bytes(b"compiled")
+    date(folder, days)
+    return folder
+
+
+def date(path, days):
+    os.utime(path, 2 * (time.time() - days * 24 * 3600,), follow_symlinks=False)
+
+
+def test_what_other_kinds_of_machine_have_not_used_for_long_is_removed(asked, tmp_path):
+    beside = asked().parent
+    old = made(beside / ("a" * 16), 31)
+    stays = [made(beside / ("b" * 16), 29), made(beside / ("c" * 16), -31)]
+    stays += [made(beside / name, 31) for name in ("a" * 15, "a" * 17, "g" * 16, "mine")]
+    stays += [made(tmp_path / "led_to", 31), made(tmp_path / "led_to_from_within", 31)]
+    (beside / ("d" * 16)).symlink_to(tmp_path / "led_to")
+    (old / "link").symlink_to(tmp_path / "led_to_from_within")
+    date(beside / ("d" * 16), 31)
+    date(old, 31)
+    again(asked)
+    assert not old.exists() and (beside / ("d" * 16)).is_symlink()
+    assert all((folder / "jit_step-cache").exists() for folder in stays)
+
+
+def test_a_folder_that_is_used_stays_however_old_it_is(asked, environment):
+    folder = asked()
+    (folder / "jit_step-cache").write_bytes(b"compiled")
+    (folder / "jit_step-atime").write_bytes(bytes(8))
+    date(folder, 31)
+    assert again(asked) == folder and (folder / "jit_step-cache").exists()
+    assert abs(time.time() - folder.stat().st_mtime) < 60, "others see that it is used"
+    environment.setattr(compilations.time, "time", lambda: 2e10)  # the disk's clock may be another
+    assert again(asked) == folder and (folder / "jit_step-cache").exists()
+
+
+def test_what_can_not_be_removed_costs_nothing(asked, environment):
+    folder = asked()
+    old = [made(folder.parent / (letter * 16), 31) for letter in "abc"]
+    unlink, refused = os.unlink, []
+
+    def refuse_the_first(path, **where):
+        if not refused:
+            refused.append(path)
+            raise PermissionError(path)
+        unlink(path, **where)
+
+    environment.setattr(os, "unlink", refuse_the_first)
+    assert again(asked) == folder
+    assert sum(one.exists() for one in old) == 1, "the others are removed"
+
+
+def test_what_another_start_removes_at_the_same_time_costs_nothing(asked, environment):
+    folder = asked()
+    old = [made(folder.parent / (letter * 16), 31) for letter in "abc"]
+    remove = shutil.rmtree
+
+    def remove_all(*_, **__):
+        for one in old:
+            remove(one, ignore_errors=True)
+
+    environment.setattr(shutil, "rmtree", remove_all)
+    assert again(asked) == folder and not any(one.exists() for one in old)
 
 
 def test_an_empty_name_switches_it_off(asked, tmp_path):
