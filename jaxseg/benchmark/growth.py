@@ -111,6 +111,7 @@ def all_series(base: Point) -> list[Series]:
         Series("batch", "batch", [change(base, batch=batch) for batch in batches]),
         Series("width", "width", [change(base, width=width) for width in widths], linear=False),
         Series("classes", "classes", classes("cross_entropy")),
+        Series("classes, Dice", "classes", classes("dice")),
         Series("image size, Dice", "pixels", sizes("dice")),
         Series("image size, Lovász", "pixels", sizes("lovasz")),
         Series("classes, Lovász", "classes", classes("lovasz")),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jaxseg.errors import UsageError, did_you_mean
+from jaxseg.errors import UsageError, did_you_mean, shortened
 
 MEASURES = {
     "train": "a train step on a batch that lies on the device",
@@ -89,7 +89,7 @@ def _help() -> str:
             "--config.KEY=VALUE overrides the recipe:",
             "  jaxseg benchmark --against=torch --output=bench.json",
             "  jaxseg benchmark --what=train,memory --config.train.batch_size=2 --config.model.width=16",
-            "  jaxseg benchmark --what=growth --output=bench.json --growth_width=64 --budget=3600",
+            "  jaxseg benchmark --what=growth --output=growth.json --growth_width=64 --budget=3600",
         ]
     )
 
@@ -105,9 +105,9 @@ def read_flags(args: argparse.Namespace) -> Options:
     if args.against:
         try:
             import torch  # noqa: F401
-        except ImportError as e:
+        except (ImportError, OSError) as e:  # OSError: of a library that it brings, or should find
             raise UsageError(
-                f"--against=torch: PyTorch is not installed ({e}); pip install -e '.[torch]'"
+                f"--against=torch: PyTorch can't be imported ({shortened(e)}); pip install -e '.[torch]'"
             ) from None
     return Options(
         what=chosen(args.what),
@@ -127,5 +127,6 @@ def chosen(what: str) -> tuple[str, ...]:
     names = what.split(",")
     for name in names:
         if name not in (*MEASURES, "all"):
-            raise UsageError(f"--what={name} can't be measured; {did_you_mean(name, [*MEASURES, 'all'])}")
+            known = did_you_mean(name, [*MEASURES, "all"])
+            raise UsageError(f'--what={what}: "{name}" can\'t be measured; {known}')
     return tuple(name for name in MEASURES if name in names or "all" in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -156,15 +157,24 @@ def finish(last: Any) -> None:
 
 
 def check_twin(experiment: Experiment) -> None:
-    """Raises UsageError for a config that the PyTorch twin does not follow."""
+    """Raises UsageError for a config that the PyTorch twin does not follow, or a device that it can't use."""
+    import torch
+
+    if torch_device(experiment) == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--against=torch: jax runs on a GPU, and PyTorch {torch.__version__} sees none; install PyTorch "
+            "for CUDA, or set JAX_PLATFORMS=cpu"
+        )
     config = experiment.config
-    losses = sorted(name for name, section in config.loss.items() if section.weight)
     cross_entropy = config.loss.cross_entropy
     wanted: list[tuple[str, Any, Any]] = [
         ("parallel.devices", len(experiment.parallel.devices), 1),
         ("model.norm", config.model.norm, "batch"),
         ("model.dropout", config.model.dropout, 0.0),
-        ("loss", losses, ["cross_entropy"]),
+        *(
+            (f"loss.{name}.weight", section.weight, float(name == "cross_entropy"))
+            for name, section in config.loss.items()
+        ),
         ("loss.cross_entropy.class_weights", cross_entropy.class_weights, "none"),
         ("loss.cross_entropy.label_smoothing", cross_entropy.label_smoothing, 0.0),
         ("optim.name", config.optim.name, "adam"),
@@ -175,12 +185,14 @@ def check_twin(experiment: Experiment) -> None:
         ("train.accumulate", config.train.accumulate, 1),
         ("train.ema_decay", config.train.ema_decay, 0.0),
     ]
-    for key, value, plain in wanted:
-        if value != plain:
-            mend = "parallel.mode=jit takes one" if key == "parallel.devices" else f"use {key}={plain!r}"
-            raise UsageError(
-                f"--against=torch: PyTorch's side has {key}={plain!r}, this one {value!r}; {mend}"
-            )
+    other = [(key, value, plain) for key, value, plain in wanted if value != plain]
+    if other:
+        said = "; ".join(f"{key}={plain!r}, this one {value!r}" for key, value, plain in other)
+        flags = {key: f"--config.{key}={plain}" for key, _, plain in other}
+        if "parallel.devices" in flags:
+            flags["parallel.devices"] = "--config.parallel.mode=jit"
+        mend = " ".join(map(shlex.quote, flags.values()))
+        raise UsageError(f"--against=torch: PyTorch's side has {said}; use {mend}")
 
 
 def torch_device(experiment: Experiment) -> str:

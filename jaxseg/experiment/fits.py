@@ -40,19 +40,28 @@ def checked(run: Run, data: Data, state: PyTree, workdir: Path) -> dict[str, str
 
 def _check(run: Run, data: Data, state: PyTree, room: Room | None, workdir: Path) -> dict[str, str]:
     """room: beside the state."""
-    cost, state_bytes = run.step_cost(state), preflight.tree_bytes(state)
-    preflight.check_memory(
-        cost,
-        state_bytes,
-        room,
-        run.experiment.train.batch_size,
-        lambda room: _largest_batch(run, data, state, room),
-    )
+    cost, state_bytes = check_step(run, state, room, _images(data)), preflight.tree_bytes(state)
     if not _evaluation_fits_by_far(run, cost, state_bytes, room):
         _check_evaluation(run, state, evaluation_cost(run, state), room)
     disk = preflight.check_disk(workdir, stored_bytes(state), _saves(run, workdir))
     told = _told(run, cost)
     return {"step": f"{told}, {room}" if room else told, "disk": disk}
+
+
+def check_step(run: Run, state: PyTree, room: Room | None, images: int = 0) -> StepCost:
+    """What a train step takes. Raises UserError, with the batch that does, where it does not fit.
+
+    room: beside the state. images: of the train split, 0 where there is none.
+    """
+    cost = run.step_cost(state)
+    preflight.check_memory(
+        cost,
+        preflight.tree_bytes(state),
+        room,
+        run.experiment.train.batch_size,
+        lambda room: _largest_batch(run, state, room, images),
+    )
+    return cost
 
 
 def _told(run: Run, cost: StepCost) -> str:
@@ -78,10 +87,8 @@ def tell(run: Run, data: Data, workdir: Path) -> None:
     print(f"memory  {room or 'not known'}")
     left, largest = room and room.beside(state_bytes), 0
     if left is not None and cost.temp_bytes is not None:
-        largest = _largest_batch(run, data, state, left)
-        print(
-            f"batch   {largest or 'none'} is the largest that fits, of {len(data.records['train']):,} images"
-        )
+        largest = _largest_batch(run, state, left, _images(data))
+        print(f"batch   {largest or 'none'} is the largest that fits, of {_images(data):,} images")
     # The workdir may not be there yet: what comes above it is on the same disk.
     there = next(place for place in (workdir, *workdir.parents) if place.exists())
     checkpoints = stored_bytes(state), _saves(run, workdir)
@@ -125,11 +132,15 @@ def _check_evaluation(run: Run, state: PyTree, cost: StepCost, room: Room | None
     preflight.check_evaluation(cost, preflight.tree_bytes(state), room, batch_size, largest)
 
 
-def _largest_batch(run: Run, data: Data, state: PyTree, room: Room) -> int:
-    """For the run's devices and parts; at most the images of the train split."""
+def _images(data: Data) -> int:
+    return len(data.records["train"])
+
+
+def _largest_batch(run: Run, state: PyTree, room: Room, images: int) -> int:
+    """For the run's devices and parts; at most the `images` of the train split, if there is one."""
     train = run.experiment.train
-    unit, most = train.accumulate * _parts(run), len(data.records["train"])
-    return _largest(lambda size: run.step_cost(state, size), state, room, train.batch_size, unit, most)
+    unit = train.accumulate * _parts(run)
+    return _largest(lambda size: run.step_cost(state, size), state, room, train.batch_size, unit, images)
 
 
 def _largest(
