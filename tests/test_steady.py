@@ -4,6 +4,7 @@ import gzip
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from jaxseg import optim
@@ -97,20 +98,62 @@ def test_nor_in_a_run_that_goes_on(command, counts, monkeypatch, mode):
     assert_steady(counts, 8)
 
 
-@pytest.mark.parametrize("spoilt", [False, True])
+class Figure:
+    """What a step gives the host: an array, which notes every way of reading it or waiting for it."""
+
+    def __init__(self, array, note):
+        self._array, self._note = array, note
+
+    def __getattr__(self, name):
+        self._note()
+        return getattr(self._array, name)
+
+    def __array__(self, *args, **more):
+        self._note()
+        return np.asarray(self._array, *args, **more)
+
+    def __float__(self):
+        return float(np.asarray(self))
+
+    def __int__(self):
+        return int(np.asarray(self))
+
+    def __bool__(self):
+        return bool(np.asarray(self))
+
+
+PLANTS = {
+    "NumPy arrays": "which each step would have to carry over, and wait",
+    "float": "a figure is read as soon as its step was given to the devices",
+    "block": "the state is waited for",
+}
+
+
+@pytest.mark.parametrize("planted", [None, *PLANTS])
 @pytest.mark.parametrize("mode", ["jit", "sharded"])
-def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoilt):
-    """Planted: a batch that comes as NumPy arrays, which each step would have to carry over, and wait.
+def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, planted):
+    """Nor does the host wait for a step before the next one has begun, but where the run pauses.
 
-    Nor does the host wait for a step before the next one has begun, but where the run pauses; and it asks for
-    a learning rate before the step, behind which a device would answer late.
+    It asks for a learning rate before the step, behind which a device would answer late.
     """
-    build, record = Run.train_step.func, Loop._record
-    built, begun, begun_when_read, begun_when_asked = [], [], {}, {}
+    build, record, pause = Run.train_step.func, Loop._record, Loop._pause
+    built, begun, begun_when_read, begun_when_asked, waits, may_wait = [], [], {}, {}, [], []
 
-    def watched(self, bar, taken):
-        begun_when_read[taken.step] = len(begun)
-        record(self, bar, taken)
+    def waiting(function):
+        def allowed(*args):
+            may_wait.append(True)
+            function(*args)
+            may_wait.pop()
+
+        return allowed
+
+    def noting(function):
+        def noted(tree):
+            if begun and not may_wait:
+                waits.append(len(begun))
+            return function(tree)
+
+        return noted
 
     def rate(step):
         if isinstance(step, int):  # not the optimizer's own question, in the step
@@ -124,25 +167,38 @@ def test_a_step_takes_what_lies_on_the_devices(command, monkeypatch, mode, spoil
 
         def train_step(state, batch):
             begun.append(True)
-            if spoilt:
+            if planted == "NumPy arrays":
                 batch = batch.replace(label=jax.device_get(batch.label))
             with jax.transfer_guard("disallow"):
-                return step(state, batch)
+                state, output = step(state, batch)
+            read = begun_when_read.setdefault(len(begun), set())
+            output = jax.tree.map(lambda a: Figure(a, lambda: read.add(len(begun))), output)
+            if planted == "float":
+                float(output.loss)
+            if planted == "block":
+                jax.block_until_ready(state)
+            return state, output
 
         train_step.trace = step.trace
         built.append(train_step)
         return train_step
 
     monkeypatch.setattr(Run, "train_step", property(guarded))
-    monkeypatch.setattr(Loop, "_record", watched)
+    monkeypatch.setattr(Loop, "_record", waiting(record))
+    monkeypatch.setattr(Loop, "_pause", waiting(pause))
+    for name in ("device_get", "block_until_ready"):
+        monkeypatch.setattr(jax, name, noting(getattr(jax, name)))
     monkeypatch.setattr(optim, "build_schedule", lambda **section: rate)
-    if spoilt:
+    if planted == "NumPy arrays":
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             main([*command, f"--config.parallel.mode={mode}"])
-    else:
-        trained(command, mode)
-        assert begun_when_read == {step: step if step % 4 == 0 else step + 1 for step in range(1, 13)}
-        assert begun_when_asked == {0: 0, 9: 9}, "of the steps that are logged"
+        return
+    trained(command, mode)
+    one_late = {step: {step if step % 4 == 0 else step + 1} for step in range(1, 13)}
+    assert (begun_when_read == one_late) == (planted != "float")
+    in_training = [number for number in waits if number < 12]
+    assert in_training == (list(range(1, 12)) if planted == "block" else [])
+    assert begun_when_asked == {0: 0, 9: 9}, "of the steps that are logged"
 
 
 def test_a_profile_holds_the_steps(command, tmp_path, capsys):
