@@ -53,18 +53,24 @@ class Trace:
     def _ended(self) -> str:
         """Writes what was recorded; what to tell of it."""
         self._is_on = False
-        recorded = self._seen - WARM_UP
+        recorded, steps = self._seen - WARM_UP, self._steps
         try:
             jax.profiler.stop_trace()
         except (RuntimeError, OSError) as e:
             return self._given_up(e)
-        asked = (
-            "" if recorded == self._steps else f" of the {self._steps} asked for, behind which the run ended"
-        )
         self._steps = 0
+        if not recorded:
+            return self._too_short()
+        asked = "" if recorded == steps else f" of the {steps} asked for, behind which the run ended"
         return (
             f"Profile of {recorded} steps{asked}: {self.folder}; look at it with TensorBoard and its plugin "
             "tensorboard-plugin-profile, or at its trace.json.gz on ui.perfetto.dev"
+        )
+
+    def _too_short(self) -> str:
+        return (
+            f"Warning: no profile: of the {self._seen} steps that were left to take the first {WARM_UP} "
+            "are not recorded; use a larger --config.train.steps, or another --workdir"
         )
 
     def _given_up(self, error: Exception) -> str:
@@ -80,8 +86,4 @@ class Trace:
         if self._is_on:
             print(self._ended(), file=sys.stderr)
         elif self._steps and kind is None:
-            print(
-                f"Warning: no profile: of the {self._seen} steps that were left to take the first {WARM_UP} "
-                "are not recorded; use a larger --config.train.steps, or another --workdir",
-                file=sys.stderr,
-            )
+            print(self._too_short(), file=sys.stderr)

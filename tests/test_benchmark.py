@@ -1,5 +1,6 @@
 """The benchmark: it times what it says, in turns."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -35,7 +37,7 @@ from jaxseg.benchmark.compiling import measure_compile
 from jaxseg.benchmark.growth_plot import draw_growth
 from jaxseg.benchmark.memory import measure_memory
 from jaxseg.errors import Preempted, UserError
-from jaxseg.experiment import Experiment, load_recipe
+from jaxseg.experiment import Experiment, load_recipe, read_config
 from jaxseg.main import main
 from jaxseg.preflight import Room
 from tests.faults.runs import ROOT
@@ -60,14 +62,17 @@ def benchmark(capsys, *flags):
     return end.value.code, printed.out + printed.err
 
 
-def tiny_run(width=4, mode="jit"):
-    """The run of TINY, of another width and mode."""
+def tiny_run(width=4, mode="jit", **more):
+    """The run of TINY, of another width and mode; `more`: SECTION_KEY=VALUE."""
     config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
     with config.unlocked():
         config.dataset.image_size = (16, 16)
         config.model.width, config.model.depth = width, 1
         config.train.batch_size = 2
         config.parallel.mode = mode
+        for key, value in more.items():
+            section, _, name = key.partition("_")
+            config[section][name] = value
     return sides.build_run(Experiment(config))
 
 
@@ -158,6 +163,16 @@ def test_the_flops_of_a_forward_pass_are_those_of_its_convolutions():
     products = (3 * 16 - 2) ** 2 * outer + (3 * 8 - 2) ** 2 * inner + 16**2 * (256 * 128 + 128 * 7)
     assert cost.flops == pytest.approx(2 * 2 * products, rel=0.02)
     assert 2.5 < sides.train_cost(run, state, batch).flops / cost.flops < 3.5
+
+
+@pytest.mark.parametrize("mode", ["sharded", "pmap"])
+def test_a_forward_pass_on_several_devices_sends_nothing(mode):
+    """At a width at which one device would look at images by tiles, which cuts them otherwise."""
+    run = tiny_run(128, mode)
+    assert len(run.experiment.parallel.devices) == 2
+    state, batch = run.init_state(), sides.on_device(run, sides.random_inputs(run))
+    lowered = sides.forward_function(run).lower(sides.variables_of(state), batch.image)
+    assert not re.search("all-gather|all-reduce|all-to-all", lowered.compile().as_text())
 
 
 def test_prediction_is_measured_beside_the_forward_passes_in_it(tmp_path, capsys, monkeypatch):
@@ -255,9 +270,7 @@ def test_all_that_the_twin_does_otherwise_is_said_at_once(capsys):
     status, printed = benchmark(
         capsys, "--against=torch", "--config.optim.freeze=('^down',)", "--config.optim.clip_norm=1.0"
     )
-    assert status == 2 and printed.endswith(
-        "use --config.optim.clip_norm=0.0 '--config.optim.freeze=()'\n"
-    )
+    assert status == 2 and printed.endswith("use --config.optim.clip_norm=0.0 '--config.optim.freeze=()'\n")
 
 
 def test_a_pytorch_that_sees_no_gpu_where_jax_does_is_refused(capsys, monkeypatch):
@@ -344,10 +357,16 @@ def test_waiting_for_a_slow_reader_is_lost_time(capsys, monkeypatch, tmp_path):
     assert found["lost_to_input"] > 0.5 and found["wait_share"] > 0.5
 
 
-def test_epochs_are_timed_between_evaluations(monkeypatch, run, tmp_path):
+def test_epochs_are_timed_between_evaluations(monkeypatch, tmp_path):
     monkeypatch.setattr(epochs, "_TRAIN", 4)
     monkeypatch.setattr(epochs, "_VAL", 2)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(tmp_path)))
+    run = tiny_run(width=2, model_dtype="bfloat16", evaluate_batch_size=2)
     result = epochs.measure_epochs(run, options.Options(("epochs",)))
+    config, trained = run.experiment.config, read_config(tmp_path / "run")
+    assert trained.model == config.model and trained.parallel == config.parallel
+    assert trained.train.batch_size == 2 and trained.evaluate.batch_size == 2
+    assert trained.dataset.image_size == (16, 16) and trained.train.epochs == 4.0
     assert 0 < result.figures["epoch_s"] < 60
     assert result.figures["minutes_for_100_epochs"] == pytest.approx(100 * result.figures["epoch_s"] / 60)
     assert result.lines[0].startswith("epoch of 4 images ") and "extrapolated from 3" in result.lines[0]
@@ -450,13 +469,15 @@ def test_the_words_of_a_process_that_fails_are_told():
 
 
 FAKE_MAIN = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 flags = dict(a.partition("=")[::2] for a in sys.argv[1:])
 if "--help" in flags or "prepare" in flags:
     sys.exit()
 if {fails}:
     sys.exit("no such data")
 time.sleep(0.1)
+with (pathlib.Path(__file__).parent / "calls").open("a") as calls:
+    print(os.environ["JAXSEG_CACHE"], *list(flags)[2:], file=calls)
 place = pathlib.Path(flags["--workdir"])
 place.mkdir()
 (place / "metrics.jsonl").write_text("{{}}")
@@ -474,9 +495,14 @@ def test_the_start_is_timed_to_the_first_step_and_ended(tmp_path, monkeypatch, f
             startup.measure_startup(None, options.Options(("startup",), rounds=1))
         return
     result = startup.measure_startup(None, options.Options(("startup",), rounds=2))
-    assert len(result.lines) == 3 and len(result.figures["help"]["rounds_s"]) == 2
-    for name in ("first_step_cold", "first_step_warm"):
+    assert len(result.lines) == 4 and len(result.figures["help"]["rounds_s"]) == 2
+    for name in ("first_step_cold", "first_step_warm", "first_step_first"):
         assert 0.1 < result.figures[name]["min_s"] < 60
+    assert "  cold, and its data to be drawn" in result.lines[3]
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [len(call) for call in calls] == 2 * [4, 4, 1], "of the last one the data are the recipe's own"
+    caches = [call[0] for call in calls]
+    assert caches[0] == caches[1] and caches[3] == caches[4] and len(set(caches)) == 4
 
 
 def test_growth_has_time_and_memory_of_every_point(run, monkeypatch, tmp_path):

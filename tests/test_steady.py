@@ -215,7 +215,9 @@ def test_a_profile_that_the_run_ends_before_is_written_too(command, tmp_path, ca
     trained(command, "sharded", "--profile=50")
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     assert "Profile of 10 steps of the 50 asked for, behind which the run ended: " in capsys.readouterr().err
-    trained(command, "sharded", "--profile=50")
+    trained(command, "sharded", "--profile=3", "--config.train.steps=14")
+    assert "Warning: no profile: of the 2 steps that were left to take " in capsys.readouterr().err
+    trained(command, "sharded", "--profile=50", "--config.train.steps=14")
     assert "Warning: no profile: of the 0 steps that were left to take " in capsys.readouterr().err
 
 

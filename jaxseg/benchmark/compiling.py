@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxseg.benchmark import children
 from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.rounds import Times
 from jaxseg.benchmark.table import Result, row
 from jaxseg.experiment import Run, write_config
 
@@ -39,12 +40,6 @@ def measure_compile(run: Run, options: Options) -> Result:
 
 
 def _summed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    totals = [found["trace_s"] + found["compile_s"] for found in rounds]
-    return {
-        "median_s": statistics.median(totals),
-        "min_s": min(totals),
-        "max_s": max(totals),
-        "trace_s": statistics.median(found["trace_s"] for found in rounds),
-        "compile_s": statistics.median(found["compile_s"] for found in rounds),
-        "rounds_s": totals,
-    }
+    parts = {name: [found[name] for found in rounds] for name in ("trace_s", "compile_s")}
+    totals = Times(tuple(map(sum, zip(*parts.values(), strict=True))))
+    return {**totals.to_json(), **{name: statistics.median(values) for name, values in parts.items()}}

@@ -82,8 +82,9 @@ def train_work(run: Run, state: TrainState, batches: Iterator[Batch]) -> Work:
 
 
 def forward_function(run: Run) -> Any:
-    """The jitted forward pass, with running statistics."""
-    return jax.jit(lambda variables, image: run.model.apply(variables, image, train=False))
+    """The jitted forward pass, with running statistics, of the model that predicts in every mode."""
+    model = run.jitted_model
+    return jax.jit(lambda variables, image: model.apply(variables, image, train=False))
 
 
 def forward_work(forward: Any, state: TrainState, batch: Batch) -> Work:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxseg.benchmark import children
 from jaxseg.benchmark.options import Options
+from jaxseg.benchmark.rounds import Times
 from jaxseg.benchmark.table import Result, row
 from jaxseg.errors import UserError
 from jaxseg.experiment import Run
@@ -29,8 +28,12 @@ _FEW = (
 
 
 def measure_startup(run: Run, options: Options) -> Result:
-    """Whatever the config: `streets`, prepared. "cold" has nothing compiled before, "warm" the same again."""
-    found: dict[str, list[float]] = {"help": [], "first_step_cold": [], "first_step_warm": []}
+    """Whatever the config: `streets`, prepared. "cold" has nothing compiled before, "warm" the same again.
+
+    "first" is as whoever has just installed it sees it: nothing compiled, and all scenes to be drawn.
+    """
+    names = ("help", "first_step_cold", "first_step_warm", "first_step_first")
+    found: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="jaxseg-") as name:
         folder = Path(name)
         data = f"--config.dataset.prepared_dir={folder / 'data'}"
@@ -41,16 +44,15 @@ def measure_startup(run: Run, options: Options) -> Result:
             for heat in ("cold", "warm"):
                 workdir = folder / f"run{number}-{heat}"
                 found[f"first_step_{heat}"].append(first_step([*_FEW, data], workdir, _cache(cache)))
-    titles = ("--help", "first step of :streets, cold", "first step of :streets, warm")
+            nothing = _cache(folder / f"nothing{number}")
+            found["first_step_first"].append(first_step([], folder / f"run{number}-first", nothing))
+    titles = ("--help", *(f"first step of :streets, {heat}" for heat in ("cold", "warm")))
+    times = {name: Times(tuple(seconds)) for name, seconds in found.items()}
     lines = [
-        row(title, f"{statistics.median(times):.2f} s", "", f"{min(times):.2f} to {max(times):.2f}")
-        for title, times in zip(titles, found.values(), strict=True)
+        row(title, f"{side.median:.2f} s", "", f"{min(side.seconds):.2f} to {max(side.seconds):.2f}")
+        for title, side in zip((*titles, "  cold, and its data to be drawn"), times.values(), strict=True)
     ]
-    return Result({name: _figures(times) for name, times in found.items()}, lines)
-
-
-def _figures(times: list[float]) -> dict[str, Any]:
-    return {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times), "rounds_s": times}
+    return Result({name: side.to_json() for name, side in times.items()}, lines)
 
 
 def _help() -> float:

@@ -446,18 +446,18 @@ class Run:
     @cached_property
     def predict_step(self) -> step.PredictStep:
         """predict_step(state, images as they are placed) -> class ids."""
-        return self.experiment.parallel.compile_predict_step(step.make_predict_step(self._jitted_model))
+        return self.experiment.parallel.compile_predict_step(step.make_predict_step(self.jitted_model))
 
     def probabilities(self, state: TrainState, *, flip: bool = False) -> Model:
         """[B, h, w, 3] uint8 -> [B, h, w, C], by the parameters of `state`; compiled for the devices.
 
         flip: the mean over the image and its mirror image.
         """
-        body = step.make_probability_step(self._jitted_model, flip=flip)
+        body = step.make_probability_step(self.jitted_model, flip=flip)
         return partial(self.experiment.parallel.compile_probability_step(body), state)
 
     @property
-    def _jitted_model(self) -> models.UNet:
+    def jitted_model(self) -> models.UNet:
         """The model for what jit compiles in every mode: mode pmap's arrays too are then cut by it."""
         return self.model.clone(axis_name=None, by_matmul=len(self.experiment.parallel.devices) == 1)
 
