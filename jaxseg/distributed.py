@@ -17,7 +17,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -172,8 +172,23 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def find_devices() -> Sequence[Any]:
+    """All that jax has. Raises UserError where it can't have those that JAX_PLATFORMS asks for."""
+    asked = jax.config.values["jax_platforms"]
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as e:  # it asserts that one of them is there
+        if not asked or jax.distributed.is_initialized():  # then it may be of another process
+            raise
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: jax can't use that here ({shortened(e)}); unset it, or install what it "
+            "needs (for an NVIDIA GPU: pip install -e '.[cuda13]')"
+        ) from e
+
+
 def several() -> bool:
     """Whether there are other processes."""
+    find_devices()  # which says why there are none
     return jax.process_count() > 1
 
 

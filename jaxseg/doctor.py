@@ -69,9 +69,15 @@ def check_devices() -> list[Check]:
     """The devices that jax sees, and a GPU that it does not."""
     import jax
 
+    from jaxseg.distributed import find_devices
+    from jaxseg.errors import UserError
     from jaxseg.summary import mend_for, nvidia_gpu
 
-    devices = jax.devices()
+    try:
+        devices = find_devices()
+    except UserError as e:
+        value, _, mend = str(e).rpartition("; ")
+        return [Check("jax devices", False, value, mend)]
     kinds = sorted({d.device_kind for d in devices})
     checks = [Check("jax devices", True, f"{len(devices)} {devices[0].platform} ({', '.join(kinds)})")]
     gpu = nvidia_gpu()

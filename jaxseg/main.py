@@ -454,8 +454,11 @@ def _set_up() -> None:
     # Extension modules that a signal cuts off in their import print what they think of it (jaxlib), or end
     # the process when they are imported again (tensorstore: grain does without, orbax then wants it).
     with held():
-        import grain  # noqa: F401
-        import jax  # noqa: F401
+        try:
+            import grain  # noqa: F401
+            import jax  # noqa: F401
+        except ValueError as e:
+            raise UsageError(f"jax can't be used: {shortened(e)}; mend or unset that variable") from e
     from jaxseg.compilations import keep_compilations
 
     keep_compilations()

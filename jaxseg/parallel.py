@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.distributed import several
+from jaxseg.distributed import find_devices, several
 from jaxseg.errors import UsageError
 from jaxseg.step import EvalOutput, EvalStep, PredictStep, ProbabilityStep, TrainStep
 from jaxseg.types import Batch, PyTree
@@ -55,7 +55,7 @@ def build_parallel(
     """
     if mode not in MODES:
         raise UsageError(f"parallel.mode={mode!r} is not known; choose one of {', '.join(MODES)}")
-    devices = jax.devices()
+    devices = find_devices()
     _check_mesh(mode, mesh, len(devices), batch_sizes)
     processes = jax.process_count()
     if processes > 1 and mode != "sharded":

@@ -89,10 +89,12 @@ def tree_bytes(tree: PyTree) -> int:
 
 
 def check_state(state: PyTree, room: Room | None) -> None:
-    """Raises MemoryError where a state of these shapes has no room, before it is made."""
+    """Raises UserError where a state of these shapes has no room, before it is made."""
     need = tree_bytes(state)
     if room is not None and need > room.free:
-        raise MemoryError(f"the state takes {in_units(need)} and there are {room}")
+        raise UserError(
+            f"the state takes {in_units(need)} and there are {room}; use a smaller model.width or model.depth"
+        )
 
 
 def check_memory(

@@ -85,15 +85,16 @@ def train(
             )
         print(f"{holder} is training in {workdir}; waiting for it.", flush=True)
 
+    if only_preflight:
+        with storage_errors(workdir):
+            check_config(config, workdir)
+            _tell_what_fits(experiment, workdir)
+        return
     # Before the parent, which may take days, and before the workdir: what is wrong here has to show at once.
     data = experiment.open_data(("train", "val"))
     _check_labels(data)
     run = experiment.build(data.classes, data.pixels("train"), train_images=len(data.records["train"]))
     check_same_data(data.contents)
-    if only_preflight:
-        with storage_errors(workdir):
-            fits.tell(run, data, workdir)
-        return
     with storage_errors(workdir), _held(workdir, busy):
         check_config(config, workdir)
         parent_dir = _trained_parent(run, data, recipes, stop, (*children, workdir), command)
@@ -101,6 +102,14 @@ def train(
         distributed.check_same_files({"the parent": None if parent is None else parent.digest})
         trace = Trace(workdir / "profile", profile if distributed.is_main() else 0)
         _go_on(run, data, workdir, parent, parent_dir, stop, trace, command)
+
+
+def _tell_what_fits(experiment: Experiment, workdir: Path) -> None:
+    """Of the run before anything is prepared: what a step takes does not hang on the pixels of a class."""
+    source = experiment.open_source()
+    images, classes = len(source.items("train")), source.classes
+    run = experiment.build(classes, (1,) * len(classes.names), train_images=images)
+    fits.tell(run, images, workdir)
 
 
 @contextlib.contextmanager

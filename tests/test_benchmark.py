@@ -3,10 +3,7 @@
 import contextlib
 import itertools
 import json
-import math
-import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,13 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxseg import preflight
 from jaxseg.benchmark import (
     augmenting,
     child,
     children,
     epochs,
-    growth,
     loading,
     measures,
     options,
@@ -34,46 +29,11 @@ from jaxseg.benchmark import (
     steps,
 )
 from jaxseg.benchmark.compiling import measure_compile
-from jaxseg.benchmark.growth_plot import draw_growth
 from jaxseg.benchmark.memory import measure_memory
-from jaxseg.errors import Preempted, UserError
+from jaxseg.errors import UserError
 from jaxseg.experiment import Experiment, load_recipe, read_config
-from jaxseg.main import main
-from jaxseg.preflight import Room
 from tests.faults.runs import ROOT
-
-TINY = (
-    f"--config={ROOT}/configs/scratch.py:camvid",
-    "--config.dataset.image_size=(16,16)",
-    "--config.model.width=4",
-    "--config.model.depth=1",
-    "--config.train.batch_size=2",
-    "--config.parallel.mode=jit",
-    "--rounds=3",
-    "--seconds=0",
-)
-
-
-def benchmark(capsys, *flags):
-    """(status, all that the command printed)."""
-    with pytest.raises(SystemExit) as end:
-        main(["benchmark", *TINY, *flags])
-    printed = capsys.readouterr()
-    return end.value.code, printed.out + printed.err
-
-
-def tiny_run(width=4, mode="jit", **more):
-    """The run of TINY, of another width and mode; `more`: SECTION_KEY=VALUE."""
-    config = load_recipe(ROOT / "configs" / "scratch.py", "camvid")
-    with config.unlocked():
-        config.dataset.image_size = (16, 16)
-        config.model.width, config.model.depth = width, 1
-        config.train.batch_size = 2
-        config.parallel.mode = mode
-        for key, value in more.items():
-            section, _, name = key.partition("_")
-            config[section][name] = value
-    return sides.build_run(Experiment(config))
+from tests.tiny_benchmark import benchmark, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +66,6 @@ def test_the_ratio_of_medians_stands_beside_the_median_of_ratios(monkeypatch):
     assert result.figures["ratio"] == 1.1 and result.figures["ratio_of_medians"] == pytest.approx(8 / 9)
     assert result.lines[0].endswith("torch / ours 1.10 (0.22 to 8.00)")
     assert result.lines[1].endswith("of the medians 0.89")
-
-
-def test_growth_of_a_model_too_deep_for_its_smallest_images_is_refused_at_once(capsys):
-    deep = ("--config.model.depth=8", "--config.dataset.image_size=(256,256)")
-    status, printed = benchmark(capsys, "--what=forward,growth", *deep)
-    assert status == 2
-    assert "which model.depth=8 is too deep for; use --config.model.depth=7 or less" in printed
-    assert "forward" not in printed, "nothing was measured before"
 
 
 def test_a_round_lasts_until_what_goes_on_behind_its_last_call_is_done(monkeypatch):
@@ -219,114 +171,6 @@ def test_input_and_augmentation_are_measured(tmp_path, capsys, monkeypatch):
         side = figures["augment"][name]
         assert side["share_of_step"] == pytest.approx(side["median_s"] / figures["augment"]["step_median_s"])
         assert f"augment: {name} " in printed
-
-
-def test_the_measures_in_the_help_are_those_that_there_are():
-    assert list(options.MEASURES) == list(measures.MEASURES)
-    assert options.chosen("all") == tuple(measures.MEASURES)
-    assert options.chosen("growth,train") == ("train", "growth")
-    assert options.chosen("") == options.BY_DEFAULT
-
-
-@pytest.mark.parametrize(
-    ("flag", "says"),
-    [
-        ("--what=tain", '--what=tain: "tain" can\'t be measured; did you mean "train"?'),
-        ("--what=train,", '--what=train,: "" can\'t be measured; choose one of train, forward, '),
-        ("--rounds=0", "--rounds=0 measures nothing; use at least 1"),
-        ("--growth_batch=0", "--growth_batch=0 measures nothing; use at least 1"),
-        ("--seconds=nan", "--seconds=nan is no length of time; use seconds, 0 or more"),
-        ("--budget=inf", "--budget=inf is no length of time"),
-    ],
-)
-def test_what_can_not_be_measured_is_refused(capsys, flag, says):
-    status, printed = benchmark(capsys, flag)
-    assert status == 2 and says in printed
-
-
-@pytest.mark.parametrize(
-    ("flags", "key"),
-    [
-        (("--config.model.norm=group", "--config.model.width=32"), "model.norm"),
-        (("--config.loss.dice.weight=0.5",), "loss.dice.weight"),
-        (("--config.loss.cross_entropy.weight=0.5",), "loss.cross_entropy.weight"),
-        (("--config.optim.name=sgd",), "optim.name"),
-        (("--config.train.accumulate=2",), "train.accumulate"),
-        (("--config.parallel.mode=sharded", "--config.train.batch_size=8"), "parallel.devices"),
-    ],
-)
-def test_other_work_than_the_twins_is_not_compared_with_it(capsys, monkeypatch, flags, key):
-    pytest.importorskip("torch")
-    status, printed = benchmark(capsys, "--what=train", "--against=torch", *flags)
-    assert status == 2 and f"--against=torch: PyTorch's side has {key}=" in printed
-    mend = shlex.split(printed.rpartition("; use ")[2])
-    monkeypatch.setitem(measures.MEASURES, "train", lambda *_: measures.Result({}, []))
-    status, printed = benchmark(capsys, "--what=train", "--against=torch", *flags, *mend)
-    assert status == 0, printed
-
-
-def test_all_that_the_twin_does_otherwise_is_said_at_once(capsys):
-    pytest.importorskip("torch")
-    status, printed = benchmark(
-        capsys, "--against=torch", "--config.optim.freeze=('^down',)", "--config.optim.clip_norm=1.0"
-    )
-    assert status == 2 and printed.endswith("use --config.optim.clip_norm=0.0 '--config.optim.freeze=()'\n")
-
-
-def test_a_pytorch_that_sees_no_gpu_where_jax_does_is_refused(capsys, monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(sides, "torch_device", lambda experiment: "cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    status, printed = benchmark(capsys, "--what=train", "--against=torch")
-    assert status == 2 and "sees none; install PyTorch for CUDA, or set JAX_PLATFORMS=cpu" in printed
-
-
-def test_a_pytorch_that_can_not_be_imported_is_told(capsys, monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text("raise OSError('libcublas.so.12: cannot open shared object file')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    status, printed = benchmark(capsys, "--what=train", "--against=torch")
-    assert status == 2 and "PyTorch can't be imported (libcublas.so.12: cannot open" in printed
-
-
-@pytest.mark.parametrize("place", ["", "none/figures.json", "/proc/figures.json"])
-def test_figures_that_can_not_be_written_are_told_at_once(tmp_path, capsys, monkeypatch, place):
-    monkeypatch.setitem(measures.MEASURES, "train", None)
-    status, printed = benchmark(capsys, "--what=train", f"--output={tmp_path / place}")
-    assert status == 1 and printed.startswith("jaxseg: ") and printed.count("\n") == 1
-
-
-def test_figures_of_another_benchmark_stay_until_there_are_new_ones(tmp_path, capsys, monkeypatch):
-    def ends(*_):
-        assert output.read_text() == "{}"
-        raise UserError("ended")
-
-    output = tmp_path / "figures.json"
-    output.write_text("{}")
-    monkeypatch.setitem(measures.MEASURES, "growth", ends)
-    assert benchmark(capsys, "--what=growth", f"--output={output}")[0] == 1
-    assert output.read_text() == "{}" and os.listdir(tmp_path) == [output.name]
-
-
-def test_what_was_measured_before_a_stop_is_kept_and_said(tmp_path, capsys, monkeypatch):
-    def stops(*_):
-        raise Preempted("SIGINT")
-
-    output = tmp_path / "figures.json"
-    monkeypatch.setitem(measures.MEASURES, "train", lambda *_: measures.Result({"a": 1}, []))
-    monkeypatch.setitem(measures.MEASURES, "growth", stops)
-    status, printed = benchmark(capsys, "--what=train,growth", f"--output={output}")
-    assert status == 75 and json.loads(output.read_text())["train"] == {"a": 1}
-    assert f"told to stop: {output} has train; the same command measures all anew" in printed
-    status, printed = benchmark(capsys, "--what=growth")
-    assert status == 75 and "told to stop: no figure was written; the same command" in printed
-
-
-def test_a_train_step_that_does_not_fit_is_refused_before_anything_is_measured(capsys, monkeypatch):
-    monkeypatch.setitem(measures.MEASURES, "train", None)
-    monkeypatch.setattr(preflight, "host_memory", lambda root: 1_000_000)
-    status, printed = benchmark(capsys, "--what=train", "--config.train.batch_size=64")
-    assert status == 1 and re.search(r"batch_size=64 takes .* use --config.train.batch_size=\d+, or", printed)
 
 
 def test_a_batch_lies_where_a_step_takes_it():
@@ -503,93 +347,3 @@ def test_the_start_is_timed_to_the_first_step_and_ended(tmp_path, monkeypatch, f
     assert [len(call) for call in calls] == 2 * [4, 4, 1], "of the last one the data are the recipe's own"
     caches = [call[0] for call in calls]
     assert caches[0] == caches[1] and caches[3] == caches[4] and len(set(caches)) == 4
-
-
-def test_growth_has_time_and_memory_of_every_point(run, monkeypatch, tmp_path):
-    series = [
-        growth.Series("image size", "pixels", [growth.Point(16, 2, 4), growth.Point(32, 2, 4)]),
-        growth.Series("classes, Lovász", "classes", [growth.Point(16, 2, 4, work="lovasz")]),
-        growth.Series("occlusion", "pixels", [growth.Point(16, 2, 4, work="occlusion regions")]),
-    ]
-    monkeypatch.setattr(growth, "all_series", lambda base: series)
-    grown = growth.measure_growth(run, options.Options(("growth",), rounds=1))
-    for table in grown.figures["series"]:
-        for point in table["points"]:
-            assert point["memory"] > 0 and point["images_per_s"] == point["batch"] / point["seconds"]
-    # Four times the pixels; the parameters are few.
-    assert 0.6 < grown.figures["series"][0]["exponents"]["memory"] < 1.1
-    assert max(map(len, grown.lines)) <= 110
-    draw_growth(grown.figures["series"], tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_is_left_out_is_said(run, monkeypatch):
-    late = growth.measure_growth(run, options.Options(("growth",), budget=-1.0))
-    assert any("left out: --budget=-1 was used up" in line for line in late.lines)
-    monkeypatch.setattr(growth, "device_room", lambda devices: Room(1000, "here"))
-    cost = growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))
-    assert cost.seconds is None and "0.00 MiB are free" in cost.left_out
-
-
-def test_the_smallest_points_are_taken_first(run, monkeypatch):
-    taken = []
-    monkeypatch.setattr(growth, "_cost", lambda experiment, point, _: taken.append(point) or growth.Cost(1.0))
-    growth.measure_growth(run, options.Options(()))
-    efforts = [point.effort for point in taken]
-    assert efforts == sorted(efforts) and len(taken) == len(set(taken))
-    assert {point.size for point in taken} == {128, 256, 512, 1024}
-    assert {point.classes for point in taken} == {7, 19, 50, 150}
-
-
-def test_more_than_linear_growth_is_flagged():
-    base = growth.Point(128, 2, 16)
-    points = [growth.dataclasses.replace(base, size=size) for size in (128, 256, 512)]
-    costs = {p: growth.Cost(seconds=p.pixels**1.5, memory=p.pixels) for p in points}
-    costs[points[2]] = growth.Cost(memory=points[2].pixels, left_out="no time")
-    table = growth._figures(growth.Series("image size", "pixels", points), costs)
-    assert table["exponents"] == {"time": pytest.approx(1.5), "memory": pytest.approx(1.0)}
-    assert table["worse_than_linear"] == ["time"]
-    assert growth._lines(table)[1:3] == [
-        "image size: time ~ pixels^1.50, memory ~ pixels^1.00",
-        "  the last two: time ^1.50, memory ^1.00  <- time: worse than linear",
-    ]
-    allowed = growth._figures(growth.Series("width", "pixels", points, linear=False), costs)
-    assert allowed["worse_than_linear"] == []
-    assert growth.exponent([1.0, 2.0], [3.0, None]) is None
-
-
-def test_what_grows_faster_at_its_end_alone_is_flagged():
-    base = growth.Point(128, 2, 16)
-    points = [growth.dataclasses.replace(base, size=size) for size in (128, 256, 512, 1024)]
-    costs = {
-        p: growth.Cost(seconds=s, memory=m)
-        for p, s, m in zip(points, (1, 1, 1, 6), (1, 4, 16, 64), strict=True)
-    }
-    table = growth._figures(growth.Series("image size", "pixels", points), costs)
-    assert table["exponents"]["time"] < 1 < table["last_exponents"]["time"] == pytest.approx(math.log(6, 4))
-    assert table["worse_than_linear"] == ["time"]
-    assert "time ^1.29, memory ^1.00  <- time: worse" in growth._lines(table)[2]
-    assert growth.last_exponent([1.0, 2.0], [None, None]) is None
-
-
-@pytest.mark.parametrize(
-    ("where", "error"),
-    [
-        ("sides.on_device", RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate 4 bytes")),
-        ("_train_step", MemoryError("Unable to allocate 3 GiB")),
-        ("_seconds", RuntimeError("Out of memory while trying to allocate")),
-    ],
-)
-def test_a_point_that_runs_out_of_memory_is_left_out(run, monkeypatch, where, error):
-    """On a device as well as on the host: while the state is made or placed, compiled, or run."""
-
-    def ends(*_):
-        raise error
-
-    monkeypatch.setattr(f"jaxseg.benchmark.growth.{where}", ends)
-    cost = growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))
-    assert cost.seconds is None and cost.left_out == f"out of memory ({error})"
-    assert (cost.memory is None) == (where != "_seconds")
-    monkeypatch.setattr(f"jaxseg.benchmark.growth.{where}", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        growth._cost(run.experiment, growth.Point(16, 2, 4), options.Options(()))

@@ -225,3 +225,20 @@ def test_help_imports_nothing_heavy():
     """It has to be there in a second, of which jax alone would take half."""
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.count("usage: jaxseg ") >= 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("JAX_PLATFORMS=cuda", "jaxseg: JAX_PLATFORMS=cuda: jax can't use that here ("),
+        ("JAX_PLATFORMS=none", "jaxseg: JAX_PLATFORMS=none: jax can't use that here ("),
+        ("JAX_COMPILATION_CACHE_MAX_SIZE=a", 'jaxseg: jax can\'t be used: Invalid value "a" for JAX flag'),
+    ],
+)
+def test_variables_that_jax_can_not_follow_are_named_in_one_line(variable, says):
+    name, _, value = variable.partition("=")
+    call = [sys.executable, "-m", "jaxseg.main", "--preflight", "--config=configs/scratch.py"]
+    environment = {**os.environ, name: value}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode in (1, 2) and done.stderr.startswith(says) and done.stderr.count("\n") == 1
+    assert "unset" in done.stderr

@@ -8,11 +8,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxseg.checkpoints import stored_steps
+from jaxseg.experiment import Run
 from jaxseg.incidents import replay_command
 from jaxseg.logs import read_metrics
 from jaxseg.main import main
@@ -493,6 +495,13 @@ def test_a_workdir_whose_disk_has_no_locks(place, capsys, monkeypatch):
     ends(capsys, arguments(place, "unlocked"), 1, "unlocked", os.strerror(errno.ENOLCK))
 
 
-def test_memory_that_does_not_suffice(place, capsys):
+def test_memory_that_does_not_suffice(place, capsys, monkeypatch):
     argv = arguments(place, "wide", "--config.model.width=100000000")
-    ends(capsys, argv, 1, "out of memory", "model.width", "evaluate.batch_size")
+    ends(capsys, argv, 1, "the state takes ", "use a smaller model.width or model.depth")
+
+    def ended(run):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes")
+
+    monkeypatch.setattr(Run, "init_state", ended)
+    argv = arguments(place, "late")
+    ends(capsys, argv, 1, "out of memory (RESOURCE_EXHAUSTED", "model.width", "evaluate.batch_size")

@@ -199,7 +199,7 @@ def test_a_state_without_room_is_not_made():
     state = {"weights": jax.ShapeDtypeStruct((10, 10), np.float32), "key": jax.eval_shape(jax.random.key, 0)}
     preflight.check_state(state, Room(408, "here"))
     preflight.check_state(state, None)
-    with pytest.raises(MemoryError, match="the state takes 408 B and there are 407 B free"):
+    with pytest.raises(UserError, match=r"takes 408 B and there are 407 B free .*; use a smaller mod"):
         preflight.check_state(state, Room(407, "here"))
 
 
@@ -313,10 +313,10 @@ def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(
 @pytest.mark.parametrize("steps", ["--preflight", "--config.train.steps=1"])
 def test_flops_are_told_without_the_forward_pass_of_microbatches(command, capsys, steps):
     more = " and a forward pass more for train.accumulate=2; on a device "
-    assert ended([*command, steps, "--config.train.accumulate=2"]) == 0
-    assert re.search(rf"^step +[\d.]+ GFLOP{more}", capsys.readouterr().out, re.M)
     assert ended([*command, "--preflight"]) == 0
     assert re.search(r"^step +[\d.]+ GFLOP; on a device ", capsys.readouterr().out, re.M)
+    assert ended([*command, steps, "--config.train.accumulate=2"]) == 0
+    assert re.search(rf"^step +[\d.]+ GFLOP{more}", capsys.readouterr().out, re.M)
 
 
 def small_run(mode="jit", devices=0):
@@ -386,6 +386,24 @@ def test_asked_for_it_tells_and_trains_nothing(command, tmp_path, capsys):
     assert re.search(r"^disk +4 checkpoints of [\d.]+ MiB at most, [\d.]+ GiB free", told, re.M)
     assert "GFLOP; on a device " in told and "batch   10 is the largest that fits, of 10 images" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_asked_for_it_refuses_a_workdir_that_training_would(command, tmp_path, capsys):
+    (tmp_path / "run").touch()
+    assert ended([*command, "--preflight"]) == 1
+    assert f"{tmp_path / 'run'}: Not a directory; move away what is in the way" in capsys.readouterr().err
+    (tmp_path / "run").unlink()
+    assert ended([*command, "--config.train.steps=1"]) == 0
+    capsys.readouterr()
+    assert ended([*command, "--preflight", "--config.model.width=3"]) == 1
+    assert f"{tmp_path / 'run'} holds another run: model.width" in capsys.readouterr().err
+
+
+def test_asked_for_it_prepares_nothing(command, tmp_path):
+    assert ended([*command, "--preflight"]) == 0
+    assert not (tmp_path / "prepared").exists()
+    assert ended([*command, "--config.train.steps=1"]) == 0
+    assert (tmp_path / "prepared").is_dir(), "where a run prepares them"
 
 
 @pytest.mark.parametrize("lacks", ["memory", "room for the state", "disk"])

@@ -23,7 +23,7 @@ from jaxseg.benchmark import sides
 from jaxseg.benchmark.augmenting import OPERATIONS, random_bytes
 from jaxseg.benchmark.options import Options
 from jaxseg.benchmark.table import Result, mebibytes, milliseconds, rate
-from jaxseg.errors import UsageError, is_out_of_memory, shortened
+from jaxseg.errors import UsageError, UserError, is_out_of_memory, shortened
 from jaxseg.experiment import Experiment, Run
 from jaxseg.preflight import StepCost, device_room, step_cost
 
@@ -151,6 +151,8 @@ def _cost(experiment: Experiment, point: Point, options: Options) -> Cost:
             why = f"needs {mebibytes(memory)}, {mebibytes(room.free)} are free"
             return Cost(None, memory, flops, why)
         return Cost(_seconds(work, options), memory, flops)
+    except UserError as e:
+        return Cost(left_out=str(e))  # the state alone has no room
     except (MemoryError, RuntimeError) as e:
         # State and batch may not fit, nor what libraries take on a GPU, which XLA's analysis does not count.
         if not is_out_of_memory(e):

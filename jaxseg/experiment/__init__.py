@@ -322,7 +322,7 @@ class Run:
     eval_every: int
 
     def init_state(self) -> TrainState:
-        """The state before the first step, on the devices. Raises MemoryError where it can't be there."""
+        """The state before the first step, on the devices. Raises UserError where it can't be there."""
         # Compiled as one program and not optimised: it runs once, and its random draws would take XLA on a
         # CPU 12 s to optimise, against 2.
         build = jax.jit(self.first_state, compiler_options={"xla_backend_optimization_level": 0})

@@ -6,7 +6,9 @@ From shapes alone, so that a fine-tune can be asked before its parent is trained
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from jaxseg.types import PyTree
 
 
 def check_before_start(run: Run, data: Data, workdir: Path) -> None:
-    """Raises UserError, or MemoryError for the state, where a fresh run does not fit; allocates nothing.
+    """Raises UserError where a fresh run does not fit; allocates nothing.
 
     Of what it compiles the train step is kept for the run. All processes have to call it.
     """
@@ -40,7 +42,7 @@ def checked(run: Run, data: Data, state: PyTree, workdir: Path) -> dict[str, str
 
 def _check(run: Run, data: Data, state: PyTree, room: Room | None, workdir: Path) -> dict[str, str]:
     """room: beside the state."""
-    cost, state_bytes = check_step(run, state, room, _images(data)), preflight.tree_bytes(state)
+    cost, state_bytes = check_step(run, state, room, len(data.records["train"])), preflight.tree_bytes(state)
     if not _evaluation_fits_by_far(run, cost, state_bytes, room):
         _check_evaluation(run, state, evaluation_cost(run, state), room)
     disk = preflight.check_disk(workdir, stored_bytes(state), _saves(run, workdir))
@@ -73,11 +75,11 @@ def _told(run: Run, cost: StepCost) -> str:
     return "; ".join([f"{flops} and a forward pass more for train.accumulate={accumulate}", *memory])
 
 
-def tell(run: Run, data: Data, workdir: Path) -> None:
+def tell(run: Run, images: int, workdir: Path) -> None:
     """Prints FLOPs and memory of a step, what is free, the largest batch that fits, and the checkpoints.
 
-    Then raises UserError, or MemoryError for the state, where the run does not fit. Compiles a few steps of
-    other batches, each in the least time. All processes have to call it.
+    Then raises UserError where the run does not fit. Compiles a few steps of other batches, each in the
+    least time. All processes have to call it. images: of the train split.
     """
     state, room = jax.eval_shape(run.first_state), run.room()
     state_bytes, batch_size = preflight.tree_bytes(state), run.experiment.train.batch_size
@@ -87,10 +89,12 @@ def tell(run: Run, data: Data, workdir: Path) -> None:
     print(f"memory  {room or 'not known'}")
     left, largest = room and room.beside(state_bytes), 0
     if left is not None and cost.temp_bytes is not None:
-        largest = _largest_batch(run, state, left, _images(data))
-        print(f"batch   {largest or 'none'} is the largest that fits, of {_images(data):,} images")
+        largest = _largest_batch(run, state, left, images)
+        print(f"batch   {largest or 'none'} is the largest that fits, of {images:,} images")
     # The workdir may not be there yet: what comes above it is on the same disk.
     there = next(place for place in (workdir, *workdir.parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     checkpoints = stored_bytes(state), _saves(run, workdir)
     print(f"disk    {preflight.describe_disk(there, *checkpoints)}", flush=True)
     preflight.check_state(state, room)
@@ -130,10 +134,6 @@ def _check_evaluation(run: Run, state: PyTree, cost: StepCost, room: Room | None
         return _largest(lambda size: evaluation_cost(run, state, size), state, room, batch_size, _parts(run))
 
     preflight.check_evaluation(cost, preflight.tree_bytes(state), room, batch_size, largest)
-
-
-def _images(data: Data) -> int:
-    return len(data.records["train"])
 
 
 def _largest_batch(run: Run, state: PyTree, room: Room, images: int) -> int:
