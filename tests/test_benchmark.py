@@ -255,6 +255,12 @@ def test_a_chip_that_is_not_known_gets_no_share(kind):
 def test_shares_of_the_peak_are_of_all_devices():
     shares = peaks.fractions(200e12, None, 2.0, peaks.Peak(100e12, 50e12, 1e12), devices=2)
     assert shares == {"of_bfloat16_peak": 0.5, "of_float32_peak": 1.0, "of_bandwidth": None}
+    assert peaks.PEAKS["A100-SXM4-80GB"].of_float32 == 156e12, "TF32, which XLA takes by default"
+    said = peaks.describe(shares, "float32")
+    assert (
+        said
+        == "100.0% of the float32 peak (TF32 where the chip has it), at least n/a of the memory bandwidth"
+    )
     said = peaks.describe({**shares, "of_bandwidth": 0.25}, "bfloat16")
     assert said == "50.0% of the bfloat16 peak, at least 25.0% of the memory bandwidth"
     old = peaks.fractions(1e12, 1e11, 1.0, peaks.find_peak("Tesla P100-PCIE-16GB"))

@@ -20,6 +20,14 @@ class Peak(NamedTuple):
     bandwidth: float
     """Bytes/s."""
 
+    @property
+    def of_float32(self) -> float:
+        """FLOP/s of a step in float32: with TF32 where the chip has it, as it has since it has bfloat16.
+
+        XLA takes it for float32 by default (jax.lax.Precision.DEFAULT); data sheets give half of bfloat16.
+        """
+        return self.float32 if self.bfloat16 is None else self.bfloat16 / 2
+
 
 _T, _G = 1e12, 1e9
 PEAKS = {
@@ -76,7 +84,7 @@ def fractions(
 
     return {
         "of_bfloat16_peak": share(flops, peak and peak.bfloat16),
-        "of_float32_peak": share(flops, peak and peak.float32),
+        "of_float32_peak": share(flops, peak and peak.of_float32),
         "of_bandwidth": share(accessed, peak and peak.bandwidth),
     }
 
@@ -86,4 +94,5 @@ def describe(shares: dict[str, float | None], dtype: str) -> str:
     texts = {key: "n/a" if share is None else f"{share:.1%}" for key, share in shares.items()}
     # XLA may leave out what calls into libraries read and write.
     bandwidth = f"at least {texts['of_bandwidth']} of the memory bandwidth"
-    return f"{texts[f'of_{dtype}_peak']} of the {dtype} peak, {bandwidth}"
+    name = "float32 peak (TF32 where the chip has it)" if dtype == "float32" else f"{dtype} peak"
+    return f"{texts[f'of_{dtype}_peak']} of the {name}, {bandwidth}"
